@@ -1,0 +1,220 @@
+//! A delta as one self-contained buffer: magic, version, dtype, shape, header, blocks.
+
+use crate::{
+    CodecError, DType, EncodeOptions, FORMAT_VERSION, Scratch, TensorDecoder, TensorEncoder,
+    TensorView,
+    bits::{put_varint, take_byte, take_bytes, take_size, take_varint},
+    error::corrupt,
+};
+
+const MAGIC: &[u8; 4] = b"SPDT";
+
+/// A decoded tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecodedTensor {
+    /// Element type; `None` for bytes of a type this version does not know.
+    pub dtype: Option<DType>,
+    /// Elements per dimension.
+    pub shape: Vec<u64>,
+    /// The elements, as safetensors stores them.
+    pub data: Vec<u8>,
+}
+
+/// Encodes a tensor against `base`, or on its own, into one buffer.
+///
+/// # Errors
+/// Data that does not have the length dtype and shape ask for.
+pub fn encode_buffer(
+    target: TensorView<'_>,
+    base: Option<TensorView<'_>>,
+    options: &EncodeOptions,
+) -> Result<Vec<u8>, CodecError> {
+    let options = EncodeOptions {
+        shared: None,
+        ..options.clone()
+    };
+    let encoder = TensorEncoder::new(target, base, &options)?;
+    let mut out = MAGIC.to_vec();
+    put_varint(&mut out, u64::from(FORMAT_VERSION));
+    let number = target
+        .dtype
+        .and_then(|d| DType::ALL.iter().position(|(dtype, _, _)| *dtype == d))
+        .map_or(0, |p| p + 1);
+    out.push(u8::try_from(number).unwrap_or(0));
+    // An unknown dtype's shape does not give its length, so the length stands in for it.
+    let bytes = [target.data.len() as u64];
+    let shape = if target.dtype.is_some() {
+        target.shape
+    } else {
+        &bytes
+    };
+    put_varint(&mut out, shape.len() as u64);
+    shape.iter().for_each(|d| put_varint(&mut out, *d));
+    put_varint(&mut out, encoder.header().len() as u64);
+    out.extend_from_slice(encoder.header());
+    let mut scratch = Scratch::default();
+    let mut block = Vec::new();
+    for number in 0..encoder.blocks() {
+        block.clear();
+        encoder.encode_block(number, &mut scratch, &mut block)?;
+        put_varint(&mut out, block.len() as u64);
+        out.extend_from_slice(&block);
+    }
+    Ok(out)
+}
+
+/// Decodes what [`encode_buffer`] made; `base` must be the tensor it was encoded against.
+///
+/// # Errors
+/// [`CodecError::Corrupt`] for anything else, [`CodecError::Base`] for a missing or shorter base. A base of the right form
+/// with other values goes unnoticed: hash the result where that matters, as artifacts do.
+pub fn decode_buffer(
+    buffer: &[u8],
+    base: Option<TensorView<'_>>,
+) -> Result<DecodedTensor, CodecError> {
+    let mut data = buffer
+        .strip_prefix(MAGIC)
+        .ok_or_else(|| corrupt("it does not begin as a delta"))?;
+    if take_varint(&mut data)? > u64::from(FORMAT_VERSION) {
+        return Err(corrupt("it has a newer version: update Sparse"));
+    }
+    let dtype = match usize::from(take_byte(&mut data)?) {
+        0 => None,
+        number => Some(
+            DType::ALL
+                .get(number - 1)
+                .ok_or_else(|| corrupt("an unknown dtype"))?
+                .0,
+        ),
+    };
+    let rank = take_size(&mut data, 64)?;
+    let shape = (0..rank)
+        .map(|_| take_varint(&mut data))
+        .collect::<Result<Vec<_>, _>>()?;
+    let left = data.len();
+    let header_length = take_size(&mut data, left)?;
+    let header = take_bytes(&mut data, header_length)?;
+    let base_form = base.as_ref().map(|b| (b.dtype, b.shape));
+    let decoder = TensorDecoder::new(dtype, &shape, header, base_form, None)?;
+    let mut out = Vec::new();
+    let mut scratch = Scratch::default();
+    for number in 0..decoder.blocks() {
+        let left = data.len();
+        let length = take_size(&mut data, left)?;
+        let block = take_bytes(&mut data, length)?;
+        // Grown block by block: a hostile shape without blocks to back it allocates nothing.
+        let start = out.len();
+        out.resize(start + decoder.target_range(number).len(), 0);
+        decoder.decode_block(
+            number,
+            block,
+            base.map(|b| b.data),
+            &mut out[start..],
+            &mut scratch,
+        )?;
+    }
+    if data.is_empty() {
+        Ok(DecodedTensor {
+            dtype,
+            shape,
+            data: out,
+        })
+    } else {
+        Err(corrupt("it is too long"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests stop at the first surprise"
+    )]
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Effort;
+
+    fn dtype() -> impl Strategy<Value = DType> {
+        (0..DType::ALL.len()).prop_map(|i| DType::ALL[i].0)
+    }
+
+    /// A base of some bytes and a target that shares most of them.
+    fn pair() -> impl Strategy<Value = (DType, Vec<u64>, Vec<u8>, Vec<u8>)> {
+        (
+            dtype(),
+            0..40u64,
+            0..90u64,
+            any::<u64>(),
+            0..100u8,
+            1..60u32,
+        )
+            .prop_map(|(dtype, rows, columns, seed, share, step)| {
+                let shape = vec![rows * 4, columns];
+                let bytes = (rows * 4 * columns * u64::from(dtype.bits()) / 8) as usize;
+                let mut state = seed | 1;
+                let mut next = move || {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    state
+                };
+                let base: Vec<u8> = (0..bytes).map(|_| next() as u8).collect();
+                let target = base
+                    .iter()
+                    .map(|b| {
+                        if next() % 100 < u64::from(share) {
+                            b.wrapping_add((next() % u64::from(step)) as u8)
+                        } else {
+                            *b
+                        }
+                    })
+                    .collect();
+                (dtype, shape, base, target)
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn every_pair_comes_back((dtype, shape, base, target) in pair(), effort in 0..3usize) {
+            let options = EncodeOptions { effort: [Effort::Fast, Effort::Default, Effort::Max][effort], ..Default::default() };
+            let view = |data| TensorView { dtype: Some(dtype), shape: &shape, data };
+            let delta = encode_buffer(view(&target), Some(view(&base)), &options).unwrap();
+            prop_assert_eq!(&decode_buffer(&delta, Some(view(&base))).unwrap().data, &target);
+            let alone = encode_buffer(view(&target), None, &options).unwrap();
+            prop_assert_eq!(&decode_buffer(&alone, None).unwrap().data, &target);
+            prop_assert!(alone.len() <= target.len() + 40);
+        }
+
+        #[test]
+        fn other_rows_and_types((dtype, shape, base, target) in pair(), other in dtype(), fewer in 0..5u64) {
+            let view = TensorView { dtype: Some(dtype), shape: &shape, data: &target };
+            let base_shape = [shape[0] - fewer.min(shape[0] / 4) * 4, shape[1]];
+            let bytes = (base_shape[0] * base_shape[1] * u64::from(other.bits()) / 8) as usize;
+            let mut base = base;
+            base.resize(bytes, 77);
+            let base = TensorView { dtype: Some(other), shape: &base_shape, data: &base };
+            let delta = encode_buffer(view, Some(base), &EncodeOptions::default()).unwrap();
+            prop_assert_eq!(&decode_buffer(&delta, Some(base)).unwrap().data, &target);
+        }
+
+        #[test]
+        fn damage_is_an_error_or_a_value((dtype, shape, base, target) in pair(), at in any::<prop::sample::Index>(), flip in 1..=255u8, cut in any::<bool>()) {
+            let view = |data| TensorView { dtype: Some(dtype), shape: &shape, data };
+            let mut delta = encode_buffer(view(&target), Some(view(&base)), &EncodeOptions::default()).unwrap();
+            let at = at.index(delta.len());
+            if cut { delta.truncate(at) } else { delta[at] ^= flip }
+            let _ = decode_buffer(&delta, Some(view(&base)));
+        }
+
+        #[test]
+        fn noise_is_an_error_or_a_value(mut noise in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if noise.len() > 5 { noise[..5].copy_from_slice(b"SPDT\x01"); }
+            let _ = decode_buffer(&noise, None);
+        }
+    }
+}

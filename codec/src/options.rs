@@ -1,0 +1,66 @@
+//! Encoder options and per-thread buffers.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use crate::tables::SharedTables;
+
+/// How hard the encoder tries. Decoding takes the same path whatever was chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Effort {
+    /// Fewest tables, cheapest analysis.
+    Fast,
+    /// The trade most want.
+    #[default]
+    Default,
+    /// Smallest output.
+    Max,
+}
+
+impl FromStr for Effort {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "fast" => Ok(Self::Fast),
+            "default" => Ok(Self::Default),
+            "max" => Ok(Self::Max),
+            _ => Err(format!(
+                "'{text}' is not an effort: use fast, default or max"
+            )),
+        }
+    }
+}
+
+impl fmt::Display for Effort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Fast => "fast",
+            Self::Default => "default",
+            Self::Max => "max",
+        })
+    }
+}
+
+/// What the encoder is told.
+#[derive(Clone, Debug, Default)]
+pub struct EncodeOptions {
+    /// How hard to try.
+    pub effort: Effort,
+    /// Frequency tables of the whole model, which the decoder will be given too. Without them every tensor stores its own.
+    pub shared: Option<Arc<SharedTables>>,
+}
+
+/// Reusable per-thread buffers, so that coding a block allocates nothing once they have grown.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    pub(crate) symbols: Vec<Coded>,
+    pub(crate) words: Vec<u16>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// One symbol to code: its table and its number.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Coded {
+    pub(crate) table: u16,
+    pub(crate) symbol: u16,
+}
