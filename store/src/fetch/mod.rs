@@ -1,6 +1,20 @@
 //! Remote models, brought into a local cache.
 
+mod bucket;
+mod download;
+mod hub;
+mod hub_cache;
+mod hub_file;
+mod meter;
+mod objects;
+mod space;
+mod wanted;
+
 use std::path::PathBuf;
+
+pub(crate) use bucket::Bucket;
+pub(crate) use meter::Meter;
+pub use objects::fetch_prefix;
 
 use crate::error::StoreError;
 use crate::location::Location;
@@ -20,17 +34,17 @@ pub(crate) async fn model(
     location: &Location,
     options: &OpenOptions,
 ) -> Result<Fetched, StoreError> {
-    let _ = options;
     match location {
         Location::Local(path) => Ok(Fetched {
             path: path.clone(),
             keep: None,
             resolved: None,
         }),
-        other => Err(StoreError::Remote {
-            reference: other.to_string(),
-            problem: "remote models cannot be opened by this build".to_owned(),
-            remedy: "download it and give its folder".to_owned(),
+        Location::Url(url) => Ok(Fetched {
+            path: objects::model(url, options).await?,
+            keep: None,
+            resolved: None,
         }),
+        Location::Hub { repo, revision } => hub::model(repo, revision.as_deref(), options).await,
     }
 }

@@ -1,0 +1,459 @@
+//! The encoding of all tensors of a pair of models: the analysis and blocks on all cores, the artifact's parts in order.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::ThreadPool;
+use rayon::prelude::*;
+use sparse_codec::{
+    BlockInfo, CodecError, EncodeOptions, Method, Scratch, TablesTrainer, TensorDecoder,
+    TensorEncoder, TensorView,
+};
+use sparse_store::{Model, Pair};
+
+use crate::artifact::FRAME_SIZE;
+use crate::index::{BaseRef, BlockRow, Source, TensorRow, checksum};
+use crate::manifest::Blob;
+use crate::payload::PayloadWriter;
+use crate::pipeline::{self, Sink, Stage};
+use crate::progress::{Stop, Ticker};
+use crate::tensor::{Form, base_ref};
+use crate::{DeltaError, blobs};
+
+/// Bytes compared at a time when a tensor may equal its base.
+const COMPARE: usize = 4 << 20;
+/// Bytes of tensors whose statistics are gathered at a time.
+const TRAIN: u64 = 256 << 20;
+
+/// What the encoding of all tensors leaves, beside the blocks in the payload.
+pub(crate) struct Encoded {
+    pub(crate) tensors: Vec<TensorRow>,
+    pub(crate) tables: Option<Blob>,
+    pub(crate) frames: Vec<Blob>,
+    pub(crate) block_bytes: u64,
+    pub(crate) blocks: u64,
+}
+
+/// Encodes every pair into `writer`.
+pub(crate) fn encode(
+    base: &Model,
+    pairs: &[Pair<'_>],
+    options: &EncodeOptions,
+    writer: &mut PayloadWriter,
+    pool: &ThreadPool,
+    stop: &Stop,
+    ticker: &Ticker,
+) -> Result<Encoded, DeltaError> {
+    let forms: Vec<(Form, Option<Form>)> = pairs
+        .iter()
+        .map(|p| (Form::of(p.target), p.base.map(Form::of)))
+        .collect();
+    let mut stage = Encoding {
+        pairs,
+        forms: &forms,
+        options: options.clone(),
+        scratch: Mutex::default(),
+        buffers: Mutex::default(),
+    };
+    let trained = stage.train(pool, stop)?;
+    let mut sink = Writing {
+        base,
+        stage: &stage,
+        writer,
+        ticker,
+        tensors: Vec::with_capacity(pairs.len()),
+        frame: Vec::new(),
+        frames: Vec::new(),
+        block_bytes: 0,
+        blocks: 0,
+    };
+    pipeline::run(pool, &stage, &mut sink, stop)?;
+    sink.close_frame()?;
+    let Writing {
+        tensors,
+        frames,
+        block_bytes,
+        blocks,
+        writer,
+        ..
+    } = sink;
+    let tables = match trained {
+        Some(bytes) if tensors.iter().any(|t| t.header > 0) => {
+            Some(blobs::store(writer, &bytes, &[])?)
+        }
+        _ => None,
+    };
+    Ok(Encoded {
+        tensors,
+        tables,
+        frames,
+        block_bytes,
+        blocks,
+    })
+}
+
+struct Encoding<'a> {
+    pairs: &'a [Pair<'a>],
+    forms: &'a [(Form, Option<Form>)],
+    options: EncodeOptions,
+    scratch: Mutex<Vec<Scratch>>,
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A tensor ready to be encoded.
+enum Ready<'a> {
+    /// Nothing to encode: no bytes, its base's bytes, or another tensor's.
+    Whole(Source),
+    Encode {
+        encoder: Box<TensorEncoder<'a>>,
+        decoder: Box<TensorDecoder>,
+        target: &'a [u8],
+        base: Option<&'a [u8]>,
+    },
+}
+
+struct Block {
+    bytes: Vec<u8>,
+    info: BlockInfo,
+    checksum: u64,
+}
+
+impl<'a> Encoding<'a> {
+    fn views(&self, unit: usize) -> Option<(TensorView<'a>, Option<TensorView<'a>>)> {
+        let (pair, (form, base_form)) = (self.pairs.get(unit)?, self.forms.get(unit)?);
+        let base = match (pair.base, base_form) {
+            (Some(base), Some(form)) => Some(form.view(base.data())),
+            _ => None,
+        };
+        Some((form.view(pair.target.data()), base))
+    }
+
+    /// Whether the tensor's bytes are stored nowhere.
+    fn whole(&self, unit: usize) -> Option<Source> {
+        let pair = self.pairs.get(unit)?;
+        let target = pair.target;
+        if target.entry.bytes() == 0 {
+            return Some(Source::Empty);
+        }
+        if let Some(base) = pair.base
+            && base.entry.bytes() == target.entry.bytes()
+            && same_bytes(base.data(), target.data())
+        {
+            return Some(Source::Same);
+        }
+        // A twin of a twin is a twin of the first, which is stored as blocks, for it does not equal its base.
+        let mut of = pair.same_as?;
+        while let Some(next) = self.pairs.get(of)?.same_as {
+            of = next;
+        }
+        let first = self.pairs.get(of)?.target;
+        let alike = of < unit
+            && first.entry.dtype == target.entry.dtype
+            && first.shape() == target.shape()
+            && same_bytes(first.data(), target.data());
+        // The first may equal *its* base: then it has no blocks to share, and this one is encoded.
+        let coded = alike
+            && !self.pairs.get(of)?.base.is_some_and(|base| {
+                base.entry.bytes() == first.entry.bytes() && same_bytes(base.data(), first.data())
+            });
+        coded.then_some(Source::Twin(of))
+    }
+
+    /// Gathers the tables that all tensors share. Reads a sample of each tensor.
+    fn train(&mut self, pool: &ThreadPool, stop: &Stop) -> Result<Option<Vec<u8>>, DeltaError> {
+        let mut trainer = TablesTrainer::new(&self.options);
+        let mut start = 0;
+        while start < self.pairs.len() {
+            stop.check()?;
+            let (mut end, mut bytes) = (start, 0);
+            while end < self.pairs.len() && bytes < TRAIN {
+                bytes += self.pairs[end].target.entry.bytes();
+                end += 1;
+            }
+            pipeline::guarded(|| {
+                pool.install(|| {
+                    let views: Vec<_> = (start..end)
+                        .into_par_iter()
+                        .filter(|&unit| {
+                            self.pairs[unit].base.is_some() && self.whole(unit).is_none()
+                        })
+                        .filter_map(|unit| self.views(unit))
+                        .collect();
+                    trainer
+                        .add_all(&views)
+                        .map_err(|error| self.failed(start, error))
+                })
+            })?;
+            for pair in &self.pairs[start..end] {
+                release(pair);
+            }
+            start = end;
+        }
+        let tables = trainer.finish();
+        let bytes = tables.to_bytes();
+        self.options.shared = Some(Arc::new(tables));
+        Ok(Some(bytes))
+    }
+
+    fn failed(&self, unit: usize, source: CodecError) -> DeltaError {
+        let target = self.pairs.get(unit).map(|p| p.target);
+        DeltaError::Codec {
+            file: target.map(|t| t.file.name.clone()).unwrap_or_default(),
+            tensor: target.map(|t| t.name().to_owned()).unwrap_or_default(),
+            source,
+        }
+    }
+
+    fn name(&self, unit: usize) -> &str {
+        self.pairs.get(unit).map_or("", |p| p.target.name())
+    }
+}
+
+impl<'a> Stage for Encoding<'a> {
+    type Prepared = Ready<'a>;
+    type Output = Block;
+
+    fn units(&self) -> usize {
+        self.pairs.len()
+    }
+
+    fn weight(&self, unit: usize) -> u64 {
+        self.pairs
+            .get(unit)
+            .map_or(0, |pair| pair.target.entry.bytes())
+    }
+
+    fn prepare(&self, unit: usize) -> Result<Ready<'a>, DeltaError> {
+        if let Some(source) = self.whole(unit) {
+            return Ok(Ready::Whole(source));
+        }
+        let (target, base) = self
+            .views(unit)
+            .ok_or_else(|| DeltaError::internal("no such tensor"))?;
+        let encoder = TensorEncoder::new(target, base, &self.options)
+            .map_err(|error| self.failed(unit, error))?;
+        let shape = base.map(|b| (b.dtype, b.shape));
+        let decoder = TensorDecoder::new(
+            target.dtype,
+            target.shape,
+            encoder.header(),
+            shape,
+            self.options.shared.as_ref(),
+        )
+        .map_err(|error| self.failed(unit, error))?;
+        if decoder.blocks() != encoder.blocks() {
+            return Err(DeltaError::internal(format!(
+                "encoder and decoder of tensor {:?} disagree on its blocks",
+                self.name(unit)
+            )));
+        }
+        Ok(Ready::Encode {
+            encoder: Box::new(encoder),
+            decoder: Box::new(decoder),
+            target: target.data,
+            base: base.map(|b| b.data),
+        })
+    }
+
+    fn parts(&self, _unit: usize, ready: &Ready<'a>) -> usize {
+        match ready {
+            Ready::Whole(_) => 0,
+            Ready::Encode { encoder, .. } => encoder.blocks(),
+        }
+    }
+
+    /// Encodes a block and decodes it again: a fault of the codec must never become an artifact.
+    fn work(&self, unit: usize, ready: &Ready<'a>, part: usize) -> Result<Block, DeltaError> {
+        let Ready::Encode {
+            encoder,
+            decoder,
+            target,
+            base,
+        } = ready
+        else {
+            return Err(DeltaError::internal("a tensor without blocks has one"));
+        };
+        let mut scratch = take(&self.scratch);
+        let mut bytes: Vec<u8> = take(&self.buffers);
+        let mut again: Vec<u8> = take(&self.buffers);
+        bytes.clear();
+        let info = encoder
+            .encode_block(part, &mut scratch, &mut bytes)
+            .map_err(|error| self.failed(unit, error))?;
+        let range = encoder.target_range(part);
+        let original = target.get(range.clone());
+        again.resize(range.len(), 0);
+        let decoded = decoder.decode_block(part, &bytes, *base, &mut again, &mut scratch);
+        if decoder.target_range(part) != range
+            || original != Some(again.as_slice())
+            || decoded.is_err()
+        {
+            let why = decoded
+                .err()
+                .map_or_else(|| "other bytes".into(), |error| error.to_string());
+            let name = self.name(unit);
+            return Err(DeltaError::internal(format!(
+                "block {part} of tensor {name:?} does not decode to what it was ({why})"
+            )));
+        }
+        give(&self.scratch, scratch);
+        give(&self.buffers, again);
+        let checksum = checksum(&bytes);
+        Ok(Block {
+            bytes,
+            info,
+            checksum,
+        })
+    }
+}
+
+fn take<T: Default>(pool: &Mutex<Vec<T>>) -> T {
+    pool.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .pop()
+        .unwrap_or_default()
+}
+
+fn give<T>(pool: &Mutex<Vec<T>>, value: T) {
+    pool.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(value);
+}
+
+fn same_bytes(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len()
+        && a.par_chunks(COMPARE)
+            .zip(b.par_chunks(COMPARE))
+            .all(|(a, b)| a == b)
+}
+
+fn release(pair: &Pair<'_>) {
+    pair.target.release();
+    if let Some(base) = pair.base {
+        base.release();
+    }
+}
+
+/// Takes the blocks in order and writes them down.
+struct Writing<'w, 'a> {
+    base: &'w Model,
+    stage: &'w Encoding<'a>,
+    writer: &'w mut PayloadWriter,
+    ticker: &'w Ticker,
+    tensors: Vec<TensorRow>,
+    frame: Vec<u8>,
+    frames: Vec<Blob>,
+    block_bytes: u64,
+    blocks: u64,
+}
+
+impl Writing<'_, '_> {
+    fn close_frame(&mut self) -> Result<(), DeltaError> {
+        if !self.frame.is_empty() {
+            self.frames
+                .push(blobs::store(self.writer, &self.frame, &[])?);
+            self.frame.clear();
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Sink<Encoding<'a>> for Writing<'_, 'a> {
+    fn begin(&mut self, unit: usize, ready: &Ready<'a>) -> Result<(), DeltaError> {
+        let pair = self
+            .stage
+            .pairs
+            .get(unit)
+            .ok_or_else(|| DeltaError::internal("no such tensor"))?;
+        let target = pair.target;
+        let file: Arc<str> = match self.tensors.last() {
+            Some(last) if *last.file == *target.file.name => Arc::clone(&last.file),
+            _ => target.file.name.as_str().into(),
+        };
+        let mut base = pair.base.map_or(BaseRef::None, |base| {
+            base_ref(self.base, base, &file, target.name())
+        });
+        let (source, predictor, header, changed) = match ready {
+            Ready::Whole(Source::Same) => (Source::Same, "base", &[][..], 0),
+            Ready::Whole(Source::Twin(of)) => {
+                base = BaseRef::None;
+                let twin = self
+                    .tensors
+                    .get(*of)
+                    .map_or(target.params(), TensorRow::changed);
+                (Source::Twin(*of), "none", &[][..], twin)
+            }
+            Ready::Whole(source) => {
+                base = BaseRef::None;
+                (source.clone(), "none", &[][..], 0)
+            }
+            Ready::Encode { encoder, .. } => (
+                Source::Coded(Vec::with_capacity(encoder.blocks())),
+                encoder.predictor(),
+                encoder.header(),
+                0,
+            ),
+        };
+        if !self.frame.is_empty() && self.frame.len() + header.len() > FRAME_SIZE {
+            self.close_frame()?;
+        }
+        self.frame.extend_from_slice(header);
+        self.tensors.push(TensorRow {
+            file,
+            name: target.name().to_owned(),
+            dtype: target.entry.dtype.clone(),
+            shape: target.shape().to_vec(),
+            base,
+            predictor: predictor.to_owned(),
+            header: header.len() as u64,
+            source,
+            changed,
+        });
+        Ok(())
+    }
+
+    fn part(
+        &mut self,
+        unit: usize,
+        ready: &Ready<'a>,
+        part: usize,
+        block: Block,
+    ) -> Result<(), DeltaError> {
+        let (payload, offset) = self.writer.append(&block.bytes)?;
+        let length = u32::try_from(block.bytes.len())
+            .map_err(|_| DeltaError::internal("a block of over 4 GiB"))?;
+        self.block_bytes += u64::from(length);
+        self.blocks += 1;
+        let row = BlockRow {
+            method: method_name(block.info.method),
+            changed: block.info.changed,
+            payload,
+            offset,
+            length,
+            checksum: block.checksum,
+        };
+        let current = self.tensors.len() == unit + 1;
+        match self.tensors.last_mut().map(|tensor| &mut tensor.source) {
+            Some(Source::Coded(blocks)) if blocks.len() == part && current => blocks.push(row),
+            _ => return Err(DeltaError::internal("a block arrived out of order")),
+        }
+        if let Ready::Encode { encoder, .. } = ready {
+            self.ticker.add(encoder.target_range(part).len() as u64);
+        }
+        give(&self.stage.buffers, block.bytes);
+        Ok(())
+    }
+
+    fn end(&mut self, unit: usize, ready: &Ready<'a>) -> Result<(), DeltaError> {
+        if let Some(pair) = self.stage.pairs.get(unit) {
+            release(pair);
+        }
+        if matches!(ready, Ready::Whole(_)) {
+            self.ticker.add(self.stage.weight(unit));
+        }
+        Ok(())
+    }
+}
+
+fn method_name(method: Method) -> Arc<str> {
+    method.name().into()
+}

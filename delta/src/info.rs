@@ -1,0 +1,47 @@
+//! `Info`: what an artifact holds, from its manifest and index alone.
+
+use sparse_store::OpenOptions;
+
+use crate::artifact::Artifact;
+use crate::report::{ArtifactInfo, TensorReport};
+use crate::{DeltaError, paths, pipeline};
+
+/// Reads the manifest and index of an artifact.
+#[must_use = "nothing happens until `run` is awaited"]
+pub struct Info {
+    path: String,
+    open: OpenOptions,
+}
+
+impl Info {
+    /// The artifact at `path`: a folder, URL, Hub id, or key in the delta store.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            open: OpenOptions::default(),
+        }
+    }
+
+    /// How remote artifacts are opened: caches, credentials.
+    pub fn open_options(mut self, options: OpenOptions) -> Self {
+        self.open = options;
+        self
+    }
+
+    /// The manifest, and one report per tensor.
+    pub async fn run(self) -> Result<ArtifactInfo, DeltaError> {
+        let dir = paths::artifact_dir(&self.path, &self.open).await?;
+        let read = move || {
+            let artifact = Artifact::open(&dir)?;
+            let tensors = artifact.tensors.iter().map(TensorReport::new).collect();
+            Ok(ArtifactInfo {
+                path: dir.display().to_string(),
+                manifest: artifact.manifest,
+                tensors,
+            })
+        };
+        tokio::task::spawn_blocking(move || pipeline::guarded(read))
+            .await
+            .map_err(|error| DeltaError::internal(error.to_string()))?
+    }
+}

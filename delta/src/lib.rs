@@ -1,0 +1,47 @@
+//! The delta artifact and the operations on it, as library builders.
+//!
+//! An artifact is a folder: `manifest.json` (what it is; written last), `tensors.parquet` (where every block is) and
+//! `payload-*.bin` (the blocks). `FORMAT.md` specifies it. [`Compress`] makes one from a base and a fine-tune,
+//! [`Reconstruct`] makes the fine-tune's files again, byte for byte; [`Verify`], [`Info`] and [`Diff`] look.
+//!
+//! Whatever writes does so under a temporary name and becomes visible in one step; dropping or cancelling it leaves
+//! nothing. Memory is bounded whatever the size of the model.
+
+mod artifact;
+mod blobs;
+mod carried;
+mod compress;
+mod diff;
+mod encode;
+mod error;
+mod identity;
+mod index;
+mod info;
+mod manifest;
+mod paths;
+mod payload;
+mod pipeline;
+mod progress;
+mod rebuild;
+mod reconstruct;
+mod report;
+mod residency;
+mod tensor;
+mod verify;
+
+pub use compress::{Compress, StagedDelta};
+pub use diff::{Diff, DiffRow};
+pub use error::DeltaError;
+pub use info::Info;
+pub use manifest::{
+    Blob, CarriedEntry, DeltaManifest, FORMAT_VERSION, FileEntry, Fingerprints, IndexEntry,
+    PayloadEntry,
+};
+pub use paths::delta_store_dir;
+pub use progress::{CancelToken, Progress};
+pub use reconstruct::{Reconstruct, StagedModel};
+pub use report::{
+    ArtifactInfo, Check, CompressMetrics, CompressOutcome, FileReport, ReconstructMetrics,
+    ReconstructOutcome, Status, TensorReport,
+};
+pub use verify::Verify;

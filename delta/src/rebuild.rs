@@ -1,0 +1,460 @@
+//! Rebuilds the weight files of an artifact: into files, or into nothing but their SHA-256 (verify, dry run).
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::ThreadPool;
+use sparse_codec::{CodecError, Scratch, SharedTables, TensorDecoder};
+use sparse_store::hash::Sha256;
+use sparse_store::{Header, Model, TensorHandle};
+
+use crate::artifact::Artifact;
+use crate::error::During;
+use crate::index::{BlockRow, Source, TensorRow, checksum};
+use crate::pipeline::{self, Sink, Stage};
+use crate::progress::{Stop, Ticker};
+use crate::tensor::{Form, find_base, header_prefix};
+use crate::{DeltaError, blobs};
+
+/// Bytes of a piece copied from the base.
+const COPY: usize = 1 << 20;
+/// No block of the codec is larger when decoded.
+const MAX_BLOCK: usize = 64 << 20;
+
+/// Everything that is needed to rebuild any weight file.
+pub(crate) struct Rebuild<'a> {
+    artifact: &'a Artifact,
+    base: &'a Model,
+    files: Vec<WeightPlan>,
+    tables: Option<Arc<SharedTables>>,
+    scratch: Mutex<Vec<Scratch>>,
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// One weight file: its header, and which tensors of the index are in it.
+struct WeightPlan {
+    head: Vec<u8>,
+    header: Header,
+    first: usize,
+}
+
+/// Where a rebuilt file goes.
+pub(crate) struct Target<'t> {
+    pub(crate) file: &'t File,
+    /// The path people know, not the temporary one.
+    pub(crate) shown: &'t Path,
+}
+
+impl<'a> Rebuild<'a> {
+    /// Reads the headers and checks them against the index: from here on sizes are known to agree.
+    pub(crate) fn new(artifact: &'a Artifact, base: &'a Model) -> Result<Self, DeltaError> {
+        let manifest = &artifact.manifest;
+        let prefix = header_prefix(base);
+        let heads = if manifest.headers.raw > 0 {
+            blobs::unpack(&artifact.payload, &manifest.headers, &prefix)?
+        } else {
+            Vec::new()
+        };
+        let mut heads = heads.as_slice();
+        let mut first = 0;
+        let mut files = Vec::new();
+        for file in &manifest.files {
+            let size = usize::try_from(file.header)
+                .map_err(|_| DeltaError::internal("a header larger than memory"))?;
+            let (head, rest) = heads.split_at_checked(size).ok_or_else(|| {
+                DeltaError::corrupt(
+                    artifact.payload.path(manifest.headers.payload),
+                    "the headers of the files are incomplete",
+                )
+            })?;
+            heads = rest;
+            let header = Header::parse(&file.path, head, file.size).map_err(|error| {
+                DeltaError::corrupt(
+                    artifact.payload.path(manifest.headers.payload),
+                    error.to_string(),
+                )
+            })?;
+            if header.data_start != file.header {
+                return Err(DeltaError::corrupt(
+                    artifact.dir.join(crate::manifest::MANIFEST),
+                    format!("the header of {:?} has another size", file.path),
+                ));
+            }
+            for (number, entry) in header.entries.iter().enumerate() {
+                let fits = artifact.tensors.get(first + number).is_some_and(|row| {
+                    *row.file == *file.path
+                        && row.name == entry.name
+                        && row.dtype == entry.dtype
+                        && row.shape == entry.shape
+                });
+                if !fits {
+                    let problem = format!(
+                        "tensor {:?} of {:?} is not where it should be",
+                        entry.name, file.path
+                    );
+                    return Err(DeltaError::corrupt(artifact.index_path(), problem));
+                }
+            }
+            let count = header.entries.len();
+            files.push(WeightPlan {
+                head: head.to_vec(),
+                header,
+                first,
+            });
+            first += count;
+        }
+        if first != artifact.tensors.len() {
+            return Err(DeltaError::corrupt(
+                artifact.index_path(),
+                "it has tensors that no file has",
+            ));
+        }
+        let tables = match &manifest.tables {
+            None => None,
+            Some(blob) => {
+                let bytes = blobs::unpack(&artifact.payload, blob, &[])?;
+                let tables = SharedTables::from_bytes(&bytes).map_err(|error| {
+                    DeltaError::corrupt(
+                        artifact.payload.path(blob.payload),
+                        format!("the tables: {error}"),
+                    )
+                })?;
+                Some(Arc::new(tables))
+            }
+        };
+        Ok(Self {
+            artifact,
+            base,
+            files,
+            tables,
+            scratch: Mutex::default(),
+            buffers: Mutex::default(),
+        })
+    }
+
+    /// Rebuilds one weight file. Returns its SHA-256.
+    pub(crate) fn file(
+        &self,
+        number: usize,
+        target: Option<&Target<'_>>,
+        pool: &ThreadPool,
+        stop: &Stop,
+        ticker: &Ticker,
+    ) -> Result<String, DeltaError> {
+        let plan = self
+            .files
+            .get(number)
+            .ok_or_else(|| DeltaError::internal("no such file"))?;
+        let mut sink = Hashing {
+            rebuild: self,
+            plan,
+            sha: Sha256::new(),
+            ticker,
+        };
+        if let Some(target) = target {
+            target
+                .file
+                .write_all_at(&plan.head, 0)
+                .during("write", target.shown)?;
+        }
+        sink.sha.update(&plan.head);
+        ticker.add(plan.head.len() as u64);
+        pipeline::run(
+            pool,
+            &Decoding {
+                rebuild: self,
+                plan,
+                target,
+            },
+            &mut sink,
+            stop,
+        )?;
+        Ok(sink.sha.finish_hex())
+    }
+
+    fn corrupt(&self, row: &TensorRow, problem: impl std::fmt::Display) -> DeltaError {
+        DeltaError::corrupt(
+            self.artifact.index_path(),
+            format!("tensor {:?} of {:?}: {problem}", row.name, &*row.file),
+        )
+    }
+
+    /// The base tensor of a row. It was there when the delta was made, so a missing one means another base.
+    fn base_of(&self, row: &TensorRow) -> Result<Option<TensorHandle<'a>>, DeltaError> {
+        if row.base == crate::index::BaseRef::None {
+            return Ok(None);
+        }
+        match find_base(self.base, &row.base, &row.file, &row.name) {
+            Some(tensor) => Ok(Some(tensor)),
+            None => Err(self.corrupt(row, "the base has no tensor for it")),
+        }
+    }
+}
+
+fn take<T: Default>(pool: &Mutex<Vec<T>>) -> T {
+    pool.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .pop()
+        .unwrap_or_default()
+}
+
+fn give<T>(pool: &Mutex<Vec<T>>, value: T) {
+    pool.lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(value);
+}
+
+struct Decoding<'r, 'a> {
+    rebuild: &'r Rebuild<'a>,
+    plan: &'r WeightPlan,
+    target: Option<&'r Target<'r>>,
+}
+
+/// A tensor ready to be decoded.
+enum Ready<'r, 'a> {
+    Empty,
+    Copy(&'a [u8]),
+    Decode {
+        row: &'r TensorRow,
+        blocks: &'r [BlockRow],
+        decoder: Box<TensorDecoder>,
+        base: Option<&'a [u8]>,
+    },
+}
+
+/// A decoded piece, in order: its own buffer, or a part of the base.
+enum Piece<'a> {
+    Own(Vec<u8>),
+    Base(&'a [u8]),
+}
+
+impl<'r, 'a> Stage for Decoding<'r, 'a> {
+    type Prepared = Ready<'r, 'a>;
+    type Output = Piece<'a>;
+
+    fn units(&self) -> usize {
+        self.plan.header.entries.len()
+    }
+
+    fn weight(&self, unit: usize) -> u64 {
+        self.plan
+            .header
+            .entries
+            .get(unit)
+            .map_or(0, |entry| entry.bytes())
+    }
+
+    fn prepare(&self, unit: usize) -> Result<Ready<'r, 'a>, DeltaError> {
+        let (artifact, number) = (self.rebuild.artifact, self.plan.first + unit);
+        let (Some(row), Some(entry)) = (
+            artifact.tensors.get(number),
+            self.plan.header.entries.get(unit),
+        ) else {
+            return Err(DeltaError::internal("no such tensor"));
+        };
+        let form = Form::new(&entry.dtype, &entry.shape, entry.bytes());
+        // A twin is decoded from the blocks of the tensor it equals.
+        let (source, number) = match row.source {
+            Source::Twin(of) => match artifact.tensors.get(of) {
+                Some(twin) if twin.dtype == row.dtype && twin.shape == row.shape => (twin, of),
+                _ => {
+                    return Err(self.rebuild.corrupt(
+                        row,
+                        "it is said to equal a tensor of another dtype or shape",
+                    ));
+                }
+            },
+            _ => (row, number),
+        };
+        let blocks = match &source.source {
+            Source::Empty if entry.bytes() == 0 => return Ok(Ready::Empty),
+            Source::Empty => return Err(self.rebuild.corrupt(row, "it has no data")),
+            Source::Same => {
+                let data = self
+                    .rebuild
+                    .base_of(source)?
+                    .map(|base| base.data())
+                    .unwrap_or_default();
+                if data.len() as u64 != entry.bytes() {
+                    return Err(self
+                        .rebuild
+                        .corrupt(row, "it is said to equal a base tensor of another size"));
+                }
+                return Ok(Ready::Copy(data));
+            }
+            Source::Coded(blocks) => blocks,
+            Source::Twin(_) => {
+                return Err(self
+                    .rebuild
+                    .corrupt(row, "it is said to equal one that equals another"));
+            }
+        };
+        let header = artifact.header(number)?;
+        let base = self.rebuild.base_of(source)?;
+        let base_form = base.map(Form::of);
+        let shape = base_form
+            .as_ref()
+            .map(|form| (form.dtype, form.shape.as_slice()));
+        let decoder = TensorDecoder::new(
+            form.dtype,
+            &form.shape,
+            &header,
+            shape,
+            self.rebuild.tables.as_ref(),
+        )
+        .map_err(|error| self.rebuild.corrupt(row, error))?;
+        if decoder.blocks() != blocks.len() {
+            return Err(self.rebuild.corrupt(
+                row,
+                format!(
+                    "it has {} blocks where {} are due",
+                    blocks.len(),
+                    decoder.blocks()
+                ),
+            ));
+        }
+        Ok(Ready::Decode {
+            row,
+            blocks,
+            decoder: Box::new(decoder),
+            base: base.map(|base| base.data()),
+        })
+    }
+
+    fn parts(&self, _unit: usize, ready: &Ready<'r, 'a>) -> usize {
+        match ready {
+            Ready::Empty => 0,
+            Ready::Copy(data) => data.len().div_ceil(COPY),
+            Ready::Decode { blocks, .. } => blocks.len(),
+        }
+    }
+
+    fn work(
+        &self,
+        unit: usize,
+        ready: &Ready<'r, 'a>,
+        part: usize,
+    ) -> Result<Piece<'a>, DeltaError> {
+        let start = self
+            .plan
+            .header
+            .entries
+            .get(unit)
+            .map_or(0, |entry| entry.range.start);
+        match ready {
+            Ready::Empty => Ok(Piece::Base(&[])),
+            Ready::Copy(data) => {
+                let from = part * COPY;
+                let piece = data
+                    .get(from..data.len().min(from + COPY))
+                    .unwrap_or_default();
+                self.write(piece, start + from as u64)?;
+                Ok(Piece::Base(piece))
+            }
+            Ready::Decode {
+                row,
+                blocks,
+                decoder,
+                base,
+            } => {
+                let range = decoder.target_range(part);
+                let block = blocks
+                    .get(part)
+                    .ok_or_else(|| DeltaError::internal("no such block"))?;
+                let size = self.weight(unit);
+                if range.len() > MAX_BLOCK || range.end as u64 > size {
+                    return Err(self.rebuild.corrupt(row, "a block lies outside of it"));
+                }
+                let mut stored = take(&self.rebuild.buffers);
+                let mut buffer: Vec<u8> = take(&self.rebuild.buffers);
+                buffer.resize(range.len(), 0);
+                let mut scratch = take(&self.rebuild.scratch);
+                self.rebuild.artifact.payload.read(
+                    block.payload,
+                    block.offset,
+                    u64::from(block.length),
+                    &mut stored,
+                )?;
+                if checksum(&stored) != block.checksum {
+                    return Err(self.damaged(row, part, block, "its checksum is wrong".into()));
+                }
+                decoder
+                    .decode_block(part, &stored, *base, &mut buffer, &mut scratch)
+                    .map_err(|error| match error {
+                        CodecError::Base { .. } => self.rebuild.corrupt(row, error),
+                        other => self.damaged(row, part, block, other.to_string()),
+                    })?;
+                give(&self.rebuild.scratch, scratch);
+                give(&self.rebuild.buffers, stored);
+                self.write(&buffer, start + range.start as u64)?;
+                Ok(Piece::Own(buffer))
+            }
+        }
+    }
+}
+
+impl Decoding<'_, '_> {
+    fn write(&self, bytes: &[u8], at: u64) -> Result<(), DeltaError> {
+        match self.target {
+            Some(target) => target
+                .file
+                .write_all_at(bytes, at)
+                .during("write", target.shown),
+            None => Ok(()),
+        }
+    }
+
+    fn damaged(
+        &self,
+        row: &TensorRow,
+        part: usize,
+        block: &BlockRow,
+        problem: String,
+    ) -> DeltaError {
+        let problem = format!(
+            "block {part} of tensor {:?} ({} bytes at {}): {problem}",
+            row.name, block.length, block.offset
+        );
+        DeltaError::corrupt(self.rebuild.artifact.payload.path(block.payload), problem)
+    }
+}
+
+/// Takes the pieces in order and hashes them while they are still in the cache.
+struct Hashing<'r, 'a> {
+    rebuild: &'r Rebuild<'a>,
+    plan: &'r WeightPlan,
+    sha: Sha256,
+    ticker: &'r Ticker,
+}
+
+impl<'r, 'a> Sink<Decoding<'r, 'a>> for Hashing<'r, 'a> {
+    fn part(
+        &mut self,
+        _unit: usize,
+        _ready: &Ready<'r, 'a>,
+        _part: usize,
+        piece: Piece<'a>,
+    ) -> Result<(), DeltaError> {
+        let bytes = match &piece {
+            Piece::Own(buffer) => buffer.as_slice(),
+            Piece::Base(part) => part,
+        };
+        self.sha.update(bytes);
+        self.ticker.add(bytes.len() as u64);
+        if let Piece::Own(buffer) = piece {
+            give(&self.rebuild.buffers, buffer);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, unit: usize, _ready: &Ready<'r, 'a>) -> Result<(), DeltaError> {
+        if let Some(row) = self.rebuild.artifact.tensors.get(self.plan.first + unit)
+            && let Some(base) = find_base(self.rebuild.base, &row.base, &row.file, &row.name)
+        {
+            base.release();
+        }
+        Ok(())
+    }
+}

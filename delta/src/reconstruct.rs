@@ -1,0 +1,648 @@
+//! `Reconstruct`: base and delta in, the fine-tune's files out, byte for byte.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use rayon::ThreadPool;
+use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
+
+use crate::artifact::Artifact;
+use crate::error::During;
+use crate::identity::hash_file;
+use crate::paths::{self, Occupant, Output, root_of};
+use crate::progress::{Stop, Ticker};
+use crate::rebuild::{Rebuild, Target};
+use crate::report::{FileReport, ReconstructMetrics, ReconstructOutcome, Status};
+use crate::residency::Residency;
+use crate::{CancelToken, DeltaError, Progress, carried, identity, pipeline};
+
+/// Rebuilds a fine-tune from its base and its delta.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), sparse_delta::DeltaError> {
+/// let (outcome, metrics) = sparse_delta::Reconstruct::new("org/base", "./my-delta").output("./rebuilt").run().await?;
+/// println!("{} files in {:?}", outcome.files.len(), metrics.elapsed);
+/// # Ok(()) }
+/// ```
+#[must_use = "nothing happens until `run` or `stage` is awaited"]
+pub struct Reconstruct {
+    base: String,
+    delta: String,
+    output: Option<String>,
+    overwrite: bool,
+    dry_run: bool,
+    threads: Option<usize>,
+    open: OpenOptions,
+    progress: Option<Progress>,
+    cancel: CancelToken,
+}
+
+impl Reconstruct {
+    /// The fine-tune that `delta` (a folder, URL, Hub id, or key in the delta store) makes of `base`.
+    pub fn new(base: impl Into<String>, delta: impl Into<String>) -> Self {
+        Self {
+            base: base.into(),
+            delta: delta.into(),
+            output: None,
+            overwrite: false,
+            dry_run: false,
+            threads: None,
+            open: OpenOptions::default(),
+            progress: None,
+            cancel: CancelToken::default(),
+        }
+    }
+
+    /// Where the model goes: a folder, or a file (`x.safetensors`) if the fine-tune was one. Default: the cache's
+    /// `reconstructed` folder, by key.
+    pub fn output(mut self, output: impl Into<String>) -> Self {
+        self.output = Some(output.into());
+        self
+    }
+
+    /// Whether another state of the same model at the output may be replaced. A folder that holds anything the delta does
+    /// not know is never replaced.
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Rebuilds and checks everything and writes nothing.
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// How many threads decode. Default: as many as there are cores.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = (threads > 0).then_some(threads);
+        self
+    }
+
+    /// How models are opened: caches, credentials.
+    pub fn open_options(mut self, options: OpenOptions) -> Self {
+        self.open = options;
+        self
+    }
+
+    /// Told what is being done and how far it is.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Stops the operation from outside.
+    pub fn cancel(mut self, cancel: CancelToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// Rebuilds the model and commits it.
+    pub async fn run(self) -> Result<(ReconstructOutcome, ReconstructMetrics), DeltaError> {
+        let outcome = self.stage().await?.commit().await?;
+        let metrics = outcome.metrics.clone();
+        Ok((outcome, metrics))
+    }
+
+    /// Rebuilds the model under a temporary name; nothing is visible until it is committed.
+    pub async fn stage(mut self) -> Result<StagedModel, DeltaError> {
+        let started = Instant::now();
+        if self.open.progress.is_none() {
+            self.open.progress.clone_from(&self.progress);
+        }
+        let output = match self.output.as_deref().map(Output::parse).transpose()? {
+            Some(Output::Url(url)) => {
+                return Err(DeltaError::usage(format!(
+                    "{url}: a model is rebuilt into a folder; give one, then upload it"
+                )));
+            }
+            Some(Output::Local(path)) => Some(path),
+            None => None,
+        };
+        let dir = paths::artifact_dir(&self.delta, &self.open).await?;
+        let base = Model::open(&self.base, &self.open).await?;
+        let stop = Stop::new(self.cancel.clone());
+        let on_drop = stop.on_drop();
+        let job = Job {
+            base: Arc::new(base),
+            dir,
+            output,
+            overwrite: self.overwrite,
+            dry_run: self.dry_run,
+            threads: self.threads,
+            cache: self.open.cache(),
+            progress: self.progress,
+            stop,
+            started,
+        };
+        let staged = tokio::task::spawn_blocking(move || pipeline::guarded(|| job.run()))
+            .await
+            .map_err(|error| DeltaError::internal(error.to_string()))?;
+        drop(on_drop);
+        staged
+    }
+}
+
+/// A rebuilt model that is complete, checked, and not yet visible. Dropped, it leaves nothing.
+pub struct StagedModel {
+    staged: Option<Staged>,
+    replace: Replace,
+    outcome: ReconstructOutcome,
+    started: Instant,
+    _lock: Option<LockGuard>,
+}
+
+impl StagedModel {
+    /// What was rebuilt and where it will be.
+    #[must_use]
+    pub fn outcome(&self) -> &ReconstructOutcome {
+        &self.outcome
+    }
+
+    /// Makes the model visible, in one step.
+    pub async fn commit(mut self) -> Result<ReconstructOutcome, DeltaError> {
+        if let Some(staged) = self.staged.take() {
+            let replace = self.replace;
+            let committed = tokio::task::spawn_blocking(move || staged.commit(replace))
+                .await
+                .map_err(|error| DeltaError::internal(error.to_string()))??;
+            self.outcome.path = committed.path.display().to_string();
+        }
+        self.outcome.metrics.elapsed = self.started.elapsed();
+        Ok(self.outcome)
+    }
+}
+
+struct Job {
+    base: Arc<Model>,
+    dir: PathBuf,
+    output: Option<PathBuf>,
+    overwrite: bool,
+    dry_run: bool,
+    threads: Option<usize>,
+    cache: PathBuf,
+    progress: Option<Progress>,
+    stop: Stop,
+    started: Instant,
+}
+
+impl Job {
+    fn run(self) -> Result<StagedModel, DeltaError> {
+        let artifact = Artifact::open(&self.dir)?;
+        let pool = pipeline::pool(self.threads)?;
+        refuse_wrong_base(&artifact, &self.base, &pool)?;
+        let output = match &self.output {
+            Some(path) => path.clone(),
+            None => paths::rebuilt_in(&self.cache).join(&artifact.manifest.key),
+        };
+        let as_file = is_file_output(&artifact, &output);
+        if self.output.is_some() {
+            paths::refuse_inputs(
+                &output,
+                &[("base model", root_of(&self.base)), ("delta", &self.dir)],
+            )?;
+        }
+        let lock = if self.dry_run {
+            None
+        } else {
+            Some(sparse_store::lock(
+                &format!("model {}", paths::resolved(&output)?.display()),
+                &self.cache,
+            )?)
+        };
+        let replace = match self.look_at_output(&artifact, &output, as_file)? {
+            Found::Same => return Ok(self.existing(&artifact, &output, lock)),
+            Found::Free => Replace::Never,
+            Found::Replaceable => Replace::Allow,
+        };
+        let _residency = Residency::watch(vec![Arc::clone(&self.base)]);
+        let staged = match (self.dry_run, as_file) {
+            (true, _) => None,
+            (false, true) => Some(Staged::file(&output)?),
+            (false, false) => Some(Staged::dir(&output)?),
+        };
+        if let Some(staged) = &staged {
+            enough_space(staged.path(), &output, artifact.manifest.original_bytes)?;
+        }
+        let place = staged.as_ref().map(|staged| Place {
+            root: staged.path(),
+            shown: &output,
+            as_file,
+        });
+        let files = self
+            .rebuild(&artifact, place.as_ref(), &pool)
+            .map_err(|error| explain(error, &artifact, &self.base, &pool))?;
+        let bytes = artifact.manifest.original_bytes;
+        let metrics = ReconstructMetrics {
+            artifact_bytes: artifact.manifest.artifact_bytes,
+            bytes,
+            bytes_written: if self.dry_run { 0 } else { bytes },
+            files: files.len() as u64,
+            threads: pool.current_num_threads(),
+            decode: self.started.elapsed(),
+            elapsed: self.started.elapsed(),
+        };
+        let outcome = ReconstructOutcome {
+            status: if self.dry_run {
+                Status::DryRun
+            } else {
+                Status::Created
+            },
+            path: output.display().to_string(),
+            files,
+            manifest: artifact.manifest,
+            metrics,
+        };
+        Ok(StagedModel {
+            staged,
+            replace,
+            outcome,
+            started: self.started,
+            _lock: lock,
+        })
+    }
+
+    fn look_at_output(
+        &self,
+        artifact: &Artifact,
+        output: &Path,
+        as_file: bool,
+    ) -> Result<Found, DeltaError> {
+        let occupant = paths::occupant(output)?;
+        match (&occupant, as_file) {
+            (Occupant::Nothing, _) => return Ok(Found::Free),
+            (Occupant::EmptyDir, false) => return Ok(Found::Replaceable),
+            (Occupant::File, false) => {
+                return Err(DeltaError::Refused {
+                    path: output.into(),
+                    why: "it is a file, and the model is a folder".into(),
+                });
+            }
+            (Occupant::Dir | Occupant::EmptyDir, true) => {
+                return Err(DeltaError::Refused {
+                    path: output.into(),
+                    why: "it is a folder, and the output is a file".into(),
+                });
+            }
+            _ => {}
+        }
+        if same_content(artifact, output, as_file, &self.stop)? {
+            return Ok(Found::Same);
+        }
+        if !as_file && let Some(stranger) = stranger(artifact, output)? {
+            let why = format!("it holds files that do not belong to the model ({stranger})");
+            return Err(DeltaError::Refused {
+                path: output.into(),
+                why,
+            });
+        }
+        // The default output is ours: what is damaged there is made anew.
+        if self.overwrite || self.output.is_none() {
+            return Ok(Found::Replaceable);
+        }
+        let what = format!(
+            "it differs from {}, which the delta makes",
+            artifact.manifest.finetune_model_id
+        );
+        Err(DeltaError::Exists {
+            path: output.into(),
+            what,
+        })
+    }
+
+    fn existing(self, artifact: &Artifact, output: &Path, lock: Option<LockGuard>) -> StagedModel {
+        let manifest = &artifact.manifest;
+        let weights = manifest.files.iter().map(|f| (&f.path, f.size, &f.sha256));
+        let files: Vec<FileReport> = weights
+            .chain(
+                manifest
+                    .carried
+                    .iter()
+                    .map(|c| (&c.path, c.size, &c.sha256)),
+            )
+            .map(|(path, bytes, sha256)| FileReport {
+                file: path.clone(),
+                bytes,
+                sha256: sha256.clone(),
+                status: "exists".into(),
+            })
+            .collect();
+        let metrics = ReconstructMetrics {
+            artifact_bytes: manifest.artifact_bytes,
+            bytes: manifest.original_bytes,
+            files: files.len() as u64,
+            elapsed: self.started.elapsed(),
+            ..ReconstructMetrics::default()
+        };
+        let outcome = ReconstructOutcome {
+            status: Status::Exists,
+            path: output.display().to_string(),
+            files,
+            manifest: manifest.clone(),
+            metrics,
+        };
+        StagedModel {
+            staged: None,
+            replace: Replace::Never,
+            outcome,
+            started: self.started,
+            _lock: lock,
+        }
+    }
+
+    fn rebuild(
+        &self,
+        artifact: &Artifact,
+        place: Option<&Place<'_>>,
+        pool: &ThreadPool,
+    ) -> Result<Vec<FileReport>, DeltaError> {
+        let rebuild = Rebuild::new(artifact, &self.base)?;
+        let manifest = &artifact.manifest;
+        let ticker = Ticker::new(
+            self.progress.clone(),
+            "reconstructing",
+            manifest.original_bytes,
+        );
+        let mut reports = Vec::new();
+        each_file(
+            manifest.files.len(),
+            pool.current_num_threads(),
+            &self.stop,
+            |number| {
+                let Some(entry) = manifest.files.get(number) else {
+                    return Ok(());
+                };
+                let opened = place
+                    .map(|place| place.create(&entry.path, entry.size))
+                    .transpose()?;
+                let target = opened.as_ref().map(|(file, shown)| Target { file, shown });
+                let sha256 = rebuild.file(number, target.as_ref(), pool, &self.stop, &ticker)?;
+                if sha256 != entry.sha256 {
+                    let problem = format!(
+                        "rebuilt from it, {:?} has SHA-256 {sha256} where the fine-tune's was {}",
+                        entry.path, entry.sha256
+                    );
+                    return Err(DeltaError::corrupt(&artifact.dir, problem));
+                }
+                Ok(())
+            },
+        )?;
+        for entry in &manifest.files {
+            let status = "rebuilt".into();
+            reports.push(FileReport {
+                file: entry.path.clone(),
+                bytes: entry.size,
+                sha256: entry.sha256.clone(),
+                status,
+            });
+        }
+        for entry in &manifest.carried {
+            self.stop.check()?;
+            let opened = place
+                .map(|place| place.create(&entry.path, 0))
+                .transpose()?;
+            let target = opened.as_ref().map(|(file, shown)| (file, shown.as_path()));
+            carried::restore(artifact, &self.base, entry, target, &self.stop, &ticker)?;
+            let status = if entry.same_as.is_some() {
+                "copied"
+            } else {
+                "carried"
+            }
+            .into();
+            reports.push(FileReport {
+                file: entry.path.clone(),
+                bytes: entry.size,
+                sha256: entry.sha256.clone(),
+                status,
+            });
+        }
+        ticker.finish();
+        Ok(reports)
+    }
+}
+
+enum Found {
+    Free,
+    Replaceable,
+    Same,
+}
+
+/// Where files are written, and what people call the place.
+struct Place<'p> {
+    root: &'p Path,
+    shown: &'p Path,
+    as_file: bool,
+}
+
+impl Place<'_> {
+    fn create(&self, relative: &str, size: u64) -> Result<(File, PathBuf), DeltaError> {
+        if self.as_file {
+            let file = File::options()
+                .write(true)
+                .open(self.root)
+                .during("open", self.shown)?;
+            file.set_len(size).during("make room for", self.shown)?;
+            return Ok((file, self.shown.to_path_buf()));
+        }
+        let path = sparse_store::safe_join(self.root, relative)?;
+        let shown = self.shown.join(relative);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).during("create", shown.parent().unwrap_or(&shown))?;
+        }
+        let file = File::create_new(&path).during("create", &shown)?;
+        file.set_len(size).during("make room for", &shown)?;
+        Ok((file, shown))
+    }
+}
+
+/// A fine-tune that was one file becomes one where the output is called like one.
+fn is_file_output(artifact: &Artifact, output: &Path) -> bool {
+    let manifest = &artifact.manifest;
+    let named = output
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
+        && !output.is_dir();
+    named && manifest.single_file && manifest.files.len() == 1 && manifest.carried.is_empty()
+}
+
+/// Refuses a base that is not the one the delta was made against: cheaply, and before any work.
+pub(crate) fn refuse_wrong_base(
+    artifact: &Artifact,
+    base: &Model,
+    pool: &ThreadPool,
+) -> Result<(), DeltaError> {
+    let quick = pool.install(|| base.quick_fingerprint())?;
+    if quick == artifact.manifest.base.quick_fingerprint {
+        return Ok(());
+    }
+    Err(wrong_base(
+        artifact,
+        base,
+        identity::fingerprint(base, pool)?,
+    ))
+}
+
+fn wrong_base(artifact: &Artifact, base: &Model, found: String) -> DeltaError {
+    DeltaError::WrongBase {
+        base: base.id().to_owned(),
+        base_id: artifact.manifest.base_model_id.clone(),
+        expected: artifact.manifest.base.fingerprint.clone(),
+        found,
+    }
+}
+
+/// What does not decode may be the base's fault: a base that passes for the right one by a glance, and is not.
+pub(crate) fn explain(
+    error: DeltaError,
+    artifact: &Artifact,
+    base: &Model,
+    pool: &ThreadPool,
+) -> DeltaError {
+    if !matches!(error, DeltaError::Corrupt { .. }) {
+        return error;
+    }
+    match identity::fingerprint(base, pool) {
+        Ok(found) if found != artifact.manifest.base.fingerprint => {
+            wrong_base(artifact, base, found)
+        }
+        _ => error,
+    }
+}
+
+/// Runs `each` for every file, several at once on machines with many cores (SHA-256 is serial within a file).
+pub(crate) fn each_file(
+    count: usize,
+    threads: usize,
+    stop: &Stop,
+    each: impl Fn(usize) -> Result<(), DeltaError> + Sync,
+) -> Result<(), DeltaError> {
+    let next = AtomicUsize::new(0);
+    let failed: Mutex<Option<DeltaError>> = Mutex::new(None);
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count
+                || failed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .is_some()
+            {
+                return;
+            }
+            if let Err(error) = stop
+                .check()
+                .and_then(|()| pipeline::guarded(|| each(number)))
+            {
+                failed
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .get_or_insert(error);
+                return;
+            }
+        }
+    };
+    let at_once = count.min(1 + threads / 4);
+    std::thread::scope(|scope| {
+        for _ in 1..at_once {
+            scope.spawn(work);
+        }
+        work();
+    });
+    failed
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .map_or(Ok(()), Err)
+}
+
+/// A full disk is better found out before the work than after it.
+fn enough_space(staged: &Path, shown: &Path, needed: u64) -> Result<(), DeltaError> {
+    // Where the file system does not say, the writes will.
+    let Ok(stat) = rustix::fs::statvfs(staged) else {
+        return Ok(());
+    };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    // Compressing file systems may need less than the sizes say: only what is hopeless is refused here.
+    if stat.f_blocks == 0 || free >= needed {
+        return Ok(());
+    }
+    let message = format!("it needs {needed} bytes and {free} are free");
+    Err(DeltaError::io(
+        "write",
+        shown,
+        std::io::Error::new(std::io::ErrorKind::StorageFull, message),
+    ))
+}
+
+/// Whether the output holds exactly what the delta makes.
+fn same_content(
+    artifact: &Artifact,
+    output: &Path,
+    as_file: bool,
+    stop: &Stop,
+) -> Result<bool, DeltaError> {
+    let manifest = &artifact.manifest;
+    let weights = manifest.files.iter().map(|f| (&f.path, f.size, &f.sha256));
+    let all: Vec<_> = weights
+        .chain(
+            manifest
+                .carried
+                .iter()
+                .map(|c| (&c.path, c.size, &c.sha256)),
+        )
+        .collect();
+    let path_of = |relative: &str| {
+        if as_file {
+            Ok(output.to_path_buf())
+        } else {
+            sparse_store::safe_join(output, relative)
+        }
+    };
+    for (relative, size, _) in &all {
+        let Ok(meta) = std::fs::metadata(path_of(relative)?) else {
+            return Ok(false);
+        };
+        if !meta.is_file() || meta.len() != *size {
+            return Ok(false);
+        }
+    }
+    for (relative, _, sha256) in &all {
+        if hash_file(&path_of(relative)?, stop)? != **sha256 {
+            return Ok(false);
+        }
+    }
+    Ok(as_file || stranger(artifact, output)?.is_none())
+}
+
+/// A file below `output` that the delta does not know.
+fn stranger(artifact: &Artifact, output: &Path) -> Result<Option<String>, DeltaError> {
+    let manifest = &artifact.manifest;
+    let known: HashSet<PathBuf> = manifest
+        .files
+        .iter()
+        .map(|f| &f.path)
+        .chain(manifest.carried.iter().map(|c| &c.path))
+        .map(|path| output.join(path))
+        .collect();
+    let mut folders = vec![output.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).during("read", &folder)? {
+            let entry = entry.during("read", &folder)?;
+            let path = entry.path();
+            if entry.file_type().during("look at", &path)?.is_dir() {
+                folders.push(path);
+            } else if !known.contains(&path) {
+                return Ok(Some(
+                    path.strip_prefix(output)
+                        .unwrap_or(&path)
+                        .display()
+                        .to_string(),
+                ));
+            }
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,329 @@
+//! `Verify`: whether an artifact still holds what it should, and, given its base, whether it still makes the fine-tune.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sparse_store::{Model, OpenOptions};
+
+use crate::artifact::Artifact;
+use crate::index::{Source, checksum};
+use crate::manifest::{INDEX, MANIFEST};
+use crate::progress::{Stop, Ticker};
+use crate::rebuild::Rebuild;
+use crate::reconstruct::{each_file, explain, refuse_wrong_base};
+use crate::report::Check;
+use crate::residency::Residency;
+use crate::{CancelToken, DeltaError, Progress, carried, paths, pipeline};
+
+/// Checks every hash of an artifact; with the base, every file it makes.
+#[must_use = "nothing happens until `run` is awaited"]
+pub struct Verify {
+    path: String,
+    base: Option<String>,
+    threads: Option<usize>,
+    open: OpenOptions,
+    progress: Option<Progress>,
+    cancel: CancelToken,
+}
+
+impl Verify {
+    /// The artifact at `path`: a folder, URL, Hub id, or key in the delta store.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            base: None,
+            threads: None,
+            open: OpenOptions::default(),
+            progress: None,
+            cancel: CancelToken::default(),
+        }
+    }
+
+    /// Rebuild every file from this base, in bounded memory, and compare its SHA-256.
+    pub fn base(mut self, base: impl Into<String>) -> Self {
+        self.base = Some(base.into());
+        self
+    }
+
+    /// How many threads decode. Default: as many as there are cores.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = (threads > 0).then_some(threads);
+        self
+    }
+
+    /// How models are opened: caches, credentials.
+    pub fn open_options(mut self, options: OpenOptions) -> Self {
+        self.open = options;
+        self
+    }
+
+    /// Told what is being done and how far it is.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Stops the operation from outside.
+    pub fn cancel(mut self, cancel: CancelToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// One row per thing checked. What is damaged is a row, not an error; an error says that nothing could be checked.
+    pub async fn run(self) -> Result<Vec<Check>, DeltaError> {
+        let dir = paths::artifact_dir(&self.path, &self.open).await?;
+        let base = match &self.base {
+            Some(base) => Some(Arc::new(Model::open(base, &self.open).await?)),
+            None => None,
+        };
+        let stop = Stop::new(self.cancel.clone());
+        let on_drop = stop.on_drop();
+        let (threads, progress) = (self.threads, self.progress);
+        let checks = tokio::task::spawn_blocking(move || {
+            pipeline::guarded(|| verify(dir, base, threads, progress, &stop))
+        })
+        .await
+        .map_err(|error| DeltaError::internal(error.to_string()))?;
+        drop(on_drop);
+        checks
+    }
+}
+
+fn verify(
+    dir: PathBuf,
+    base: Option<Arc<Model>>,
+    threads: Option<usize>,
+    progress: Option<Progress>,
+    stop: &Stop,
+) -> Result<Vec<Check>, DeltaError> {
+    let artifact = match Artifact::open(&dir) {
+        Ok(artifact) => artifact,
+        // One of its files is damaged: say which, as a row.
+        Err(DeltaError::Corrupt { path, problem }) => {
+            let item = path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            let kind = if item == MANIFEST {
+                "manifest"
+            } else if item == INDEX {
+                "index"
+            } else {
+                "payload"
+            };
+            return Ok(vec![Check {
+                item,
+                kind: kind.into(),
+                ok: false,
+                detail: problem,
+            }]);
+        }
+        Err(error) => return Err(error),
+    };
+    let manifest = &artifact.manifest;
+    let ok = |item: &str, kind: &str, detail: String| Check {
+        item: item.into(),
+        kind: kind.into(),
+        ok: true,
+        detail,
+    };
+    let mut checks = vec![
+        ok(MANIFEST, "manifest", format!("seal {}", manifest.seal)),
+        ok(
+            INDEX,
+            "index",
+            format!(
+                "{} rows, blake3 {}",
+                manifest.index.rows, manifest.index.blake3
+            ),
+        ),
+    ];
+    let stored: u64 = manifest.payloads.iter().map(|p| p.size).sum();
+    let ticker = Ticker::new(progress.clone(), "checking payloads", stored);
+    let mut damaged = false;
+    for (number, payload) in manifest.payloads.iter().enumerate() {
+        let intact = payload_intact(&artifact, number, stop)?;
+        damaged |= !intact;
+        let detail = if intact {
+            format!("blake3 {}", payload.blake3)
+        } else {
+            "its content does not match its hash in the manifest".into()
+        };
+        checks.push(Check {
+            item: payload.file.clone(),
+            kind: "payload".into(),
+            ok: intact,
+            detail,
+        });
+        ticker.add(payload.size);
+    }
+    ticker.finish();
+    if damaged {
+        checks.extend(damaged_tensors(&artifact, stop)?);
+    }
+    if let Some(base) = base {
+        rebuild_all(&artifact, &base, threads, progress, stop, &mut checks)?;
+    }
+    Ok(checks)
+}
+
+/// Whether a payload file has the hash its manifest gives it.
+pub(crate) fn payload_intact(
+    artifact: &Artifact,
+    number: usize,
+    stop: &Stop,
+) -> Result<bool, DeltaError> {
+    let Some(entry) = artifact.manifest.payloads.get(number) else {
+        return Ok(false);
+    };
+    let number =
+        u32::try_from(number).map_err(|_| DeltaError::internal("too many payload files"))?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = Vec::new();
+    let mut at = 0;
+    while at < entry.size {
+        stop.check()?;
+        let length = (entry.size - at).min(4 << 20);
+        artifact.payload.read(number, at, length, &mut buffer)?;
+        hasher.update_rayon(&buffer);
+        at += length;
+    }
+    Ok(hasher.finalize().to_hex().as_str() == entry.blake3)
+}
+
+/// The tensors whose blocks do not have their checksums.
+fn damaged_tensors(artifact: &Artifact, stop: &Stop) -> Result<Vec<Check>, DeltaError> {
+    let mut checks = Vec::new();
+    let mut buffer = Vec::new();
+    for tensor in &artifact.tensors {
+        let Source::Coded(blocks) = &tensor.source else {
+            continue;
+        };
+        let mut bad = Vec::new();
+        for (number, block) in blocks.iter().enumerate() {
+            stop.check()?;
+            artifact.payload.read(
+                block.payload,
+                block.offset,
+                u64::from(block.length),
+                &mut buffer,
+            )?;
+            if checksum(&buffer) != block.checksum {
+                bad.push(number.to_string());
+            }
+        }
+        if !bad.is_empty() {
+            let detail = format!(
+                "in {:?}: the checksum of block {} is wrong",
+                &*tensor.file,
+                bad.join(", ")
+            );
+            checks.push(Check {
+                item: tensor.name.clone(),
+                kind: "tensor".into(),
+                ok: false,
+                detail,
+            });
+        }
+    }
+    Ok(checks)
+}
+
+/// Rebuilds every file into nothing but its SHA-256.
+fn rebuild_all(
+    artifact: &Artifact,
+    base: &Arc<Model>,
+    threads: Option<usize>,
+    progress: Option<Progress>,
+    stop: &Stop,
+    checks: &mut Vec<Check>,
+) -> Result<(), DeltaError> {
+    let pool = pipeline::pool(threads)?;
+    refuse_wrong_base(artifact, base, &pool)?;
+    let _residency = Residency::watch(vec![Arc::clone(base)]);
+    let manifest = &artifact.manifest;
+    let rebuild = match Rebuild::new(artifact, base) {
+        Ok(rebuild) => rebuild,
+        Err(error) => {
+            checks.push(failed("headers", "file", error, artifact, base, &pool)?);
+            return Ok(());
+        }
+    };
+    let ticker = Ticker::new(progress, "rebuilding", manifest.original_bytes);
+    let rebuilt: Mutex<Vec<(usize, Check)>> = Mutex::new(Vec::new());
+    each_file(
+        manifest.files.len(),
+        pool.current_num_threads(),
+        stop,
+        |number| {
+            let Some(entry) = manifest.files.get(number) else {
+                return Ok(());
+            };
+            let check = match rebuild.file(number, None, &pool, stop, &ticker) {
+                Ok(sha256) if sha256 == entry.sha256 => Check {
+                    item: entry.path.clone(),
+                    kind: "file".into(),
+                    ok: true,
+                    detail: format!("rebuilt, sha256 {sha256}"),
+                },
+                Ok(sha256) => {
+                    let detail = format!(
+                        "rebuilt with sha256 {sha256} where the fine-tune's was {}",
+                        entry.sha256
+                    );
+                    Check {
+                        item: entry.path.clone(),
+                        kind: "file".into(),
+                        ok: false,
+                        detail,
+                    }
+                }
+                Err(error) => failed(&entry.path, "file", error, artifact, base, &pool)?,
+            };
+            rebuilt
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((number, check));
+            Ok(())
+        },
+    )?;
+    let mut rebuilt = rebuilt.into_inner().unwrap_or_else(PoisonError::into_inner);
+    rebuilt.sort_by_key(|(number, _)| *number);
+    checks.extend(rebuilt.into_iter().map(|(_, check)| check));
+    for entry in &manifest.carried {
+        stop.check()?;
+        checks.push(
+            match carried::restore(artifact, base, entry, None, stop, &ticker) {
+                Ok(()) => Check {
+                    item: entry.path.clone(),
+                    kind: "carried".into(),
+                    ok: true,
+                    detail: format!("sha256 {}", entry.sha256),
+                },
+                Err(error) => failed(&entry.path, "carried", error, artifact, base, &pool)?,
+            },
+        );
+    }
+    ticker.finish();
+    Ok(())
+}
+
+/// A finding where the error is about this item; the error itself where the whole operation is off.
+fn failed(
+    item: &str,
+    kind: &str,
+    error: DeltaError,
+    artifact: &Artifact,
+    base: &Model,
+    pool: &rayon::ThreadPool,
+) -> Result<Check, DeltaError> {
+    match explain(error, artifact, base, pool) {
+        error @ (DeltaError::Corrupt { .. } | DeltaError::NotFound { .. }) => Ok(Check {
+            item: item.into(),
+            kind: kind.into(),
+            ok: false,
+            detail: error.to_string(),
+        }),
+        error => Err(error),
+    }
+}

@@ -1,0 +1,206 @@
+//! The session's options: `SET sparse.effort = 'max'`, `SHOW sparse.device`. They apply where a call does not say otherwise.
+
+use std::any::Any;
+use std::path::PathBuf;
+
+use datafusion::common::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
+use datafusion::common::{DataFusionError, Result};
+use sparse_codec::Effort;
+use sparse_store::OpenOptions;
+
+/// Options of a session. Credentials are no options: they come from the environment and are never shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SparseConfig {
+    /// `sparse.effort`: how hard `sparse_compress` tries: fast, default or max.
+    pub effort: Effort,
+    /// `sparse.device`: where work runs: auto or cpu.
+    pub device: Device,
+    /// `sparse.cache_dir`: where fetched models and locks are kept.
+    pub cache_dir: Option<PathBuf>,
+    /// `sparse.offline`: use caches only, never the network. Unset: as `HF_HUB_OFFLINE` says.
+    pub offline: Option<bool>,
+    /// `sparse.threads`: CPU threads one operation may use; 0 for all.
+    pub threads: usize,
+}
+
+/// Where work runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The best there is.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+}
+
+impl Default for SparseConfig {
+    fn default() -> Self {
+        Self {
+            effort: Effort::Default,
+            device: Device::Auto,
+            cache_dir: None,
+            offline: None,
+            threads: 0,
+        }
+    }
+}
+
+const EFFORT: &str = "How hard sparse_compress tries: fast, default or max";
+const DEVICE: &str = "Where work runs: auto or cpu";
+const CACHE_DIR: &str =
+    "Where fetched models and locks are kept; unset: SPARSE_CACHE, or ~/.cache/sparse";
+const OFFLINE: &str = "Use caches only, never the network; unset: as HF_HUB_OFFLINE says";
+const THREADS: &str = "CPU threads one operation may use; 0 for all";
+
+impl SparseConfig {
+    /// The options in a session's configuration; defaults where it has none.
+    pub fn of(config: &ConfigOptions) -> Self {
+        config.extensions.get::<Self>().cloned().unwrap_or_default()
+    }
+
+    /// How models are opened.
+    pub fn open_options(&self) -> OpenOptions {
+        let mut options = OpenOptions::default();
+        if let Some(dir) = &self.cache_dir {
+            options.cache_dir = Some(dir.clone());
+        }
+        if let Some(offline) = self.offline {
+            options.offline = offline;
+        }
+        options
+    }
+
+    /// Every option as (name, value, description).
+    pub fn documented(&self) -> [(&'static str, Option<String>, &'static str); 5] {
+        let device = match self.device {
+            Device::Auto => "auto",
+            Device::Cpu => "cpu",
+        };
+        [
+            (
+                "sparse.cache_dir",
+                self.cache_dir.as_ref().map(|dir| dir.display().to_string()),
+                CACHE_DIR,
+            ),
+            ("sparse.device", Some(device.to_owned()), DEVICE),
+            ("sparse.effort", Some(self.effort.to_string()), EFFORT),
+            (
+                "sparse.offline",
+                self.offline.map(|offline| offline.to_string()),
+                OFFLINE,
+            ),
+            ("sparse.threads", Some(self.threads.to_string()), THREADS),
+        ]
+    }
+}
+
+impl ConfigExtension for SparseConfig {
+    const PREFIX: &'static str = "sparse";
+}
+
+impl ExtensionOptions for SparseConfig {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn cloned(&self) -> Box<dyn ExtensionOptions> {
+        Box::new(self.clone())
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        let refuse = |message: String| Err(DataFusionError::Configuration(message));
+        match key {
+            "effort" => match value.parse() {
+                Ok(effort) => self.effort = effort,
+                Err(error) => return refuse(format!("sparse.effort: {error}")),
+            },
+            "device" => match value {
+                "auto" => self.device = Device::Auto,
+                "cpu" => self.device = Device::Cpu,
+                "cuda" | "gpu" => {
+                    return refuse(
+                        "sparse.device: no GPU is supported by this build; use 'auto' or 'cpu'"
+                            .to_owned(),
+                    );
+                }
+                _ => {
+                    return refuse(format!(
+                        "sparse.device: '{value}' is no device; use 'auto' or 'cpu'"
+                    ));
+                }
+            },
+            "cache_dir" => {
+                self.cache_dir = (!value.is_empty()).then(|| PathBuf::from(value));
+            }
+            "offline" => match value.parse() {
+                Ok(offline) => self.offline = Some(offline),
+                Err(_) => return refuse(format!("sparse.offline: '{value}' is not true or false")),
+            },
+            "threads" => match value.parse() {
+                Ok(threads) => self.threads = threads,
+                Err(_) => {
+                    return refuse(format!(
+                        "sparse.threads: '{value}' is not a number; 0 means all"
+                    ));
+                }
+            },
+            _ => {
+                return refuse(format!(
+                    "there is no option sparse.{key}; options are sparse.cache_dir, sparse.device, sparse.effort, \
+                     sparse.offline and sparse.threads"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn entries(&self) -> Vec<ConfigEntry> {
+        self.documented()
+            .into_iter()
+            .map(|(key, value, description)| ConfigEntry {
+                key: key.to_owned(),
+                value,
+                description,
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_checked_when_they_are_set() {
+        let mut config = SparseConfig::default();
+        config.set("effort", "max").unwrap();
+        assert_eq!(config.effort, Effort::Max);
+        assert!(
+            config
+                .set("device", "cuda")
+                .unwrap_err()
+                .to_string()
+                .contains("no GPU")
+        );
+        assert!(
+            config
+                .set("device", "tpu")
+                .unwrap_err()
+                .to_string()
+                .contains("'tpu'")
+        );
+        assert!(
+            config
+                .set("rank", "3")
+                .unwrap_err()
+                .to_string()
+                .contains("sparse.effort")
+        );
+        assert!(config.set("threads", "many").is_err());
+    }
+}

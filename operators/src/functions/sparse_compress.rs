@@ -1,0 +1,198 @@
+//! `sparse_compress(base, finetune [, output])`.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, new_null_array};
+use async_trait::async_trait;
+use datafusion::common::{Result, exec_datafusion_err};
+use sparse_delta::{Compress, CompressOutcome, StagedDelta};
+
+use super::sparse_info::report_columns;
+use super::{CancelOnDrop, threads};
+use crate::function::{
+    Action, Committed, Inputs, Request, SparseFunction, Staged, Writer, required,
+};
+use crate::spec::{Column, Parameter, Spec, Type};
+use crate::{columns, error};
+
+static SPEC: Spec = Spec {
+    name: "sparse_compress",
+    row: "tensor",
+    description: "The lossless delta of a fine-tune against its base, written to `output` and complete there before the first \
+                  row is returned. The same call again finds it and returns status `exists`. In the batch form, several deltas \
+                  are made at a time; each of them appears whole or not at all, as soon as it is done.",
+    inputs: &[
+        Parameter::required("base", "The base model: a path, URL or Hub id."),
+        Parameter::required("finetune", "The fine-tuned model.").or(&["ft"]),
+        Parameter::optional(
+            "output",
+            "Where the artifact goes: a folder or an object-store URL. Default: its key, in the delta store.",
+        ),
+    ],
+    options: &[
+        Parameter::choice(
+            "effort",
+            &["fast", "default", "max"],
+            None,
+            "How hard to try; the session's sparse.effort where it is not given.",
+        ),
+        Parameter::flag("dry_run", "Compute everything, write nothing."),
+        Parameter::flag(
+            "overwrite",
+            "Replace another artifact at the output. Nothing but an artifact is ever replaced.",
+        ),
+        Parameter::choice(
+            "on_error",
+            &["fail", "skip"],
+            Some("fail"),
+            "In the batch form, what a pair that fails does: fail the statement, or give one row with status failed and go on.",
+        ),
+    ],
+    columns: &[
+        Column::new("base", Type::Text, "The base model, as given."),
+        Column::new("finetune", Type::Text, "The fine-tuned model, as given."),
+        Column::new("file", Type::Text, "The safetensors file."),
+        Column::new("tensor", Type::Text, "The tensor's name."),
+        Column::new("dtype", Type::Text, "Its element type."),
+        Column::new("shape", Type::Shape, "Its dimensions."),
+        Column::new("params", Type::Count, "Its elements."),
+        Column::new(
+            "changed",
+            Type::Count,
+            "Elements whose bits differ from the base's; all where it has no base.",
+        ),
+        Column::new(
+            "predictor",
+            Type::Text,
+            "What predicts it: none, base, cast, ...",
+        ),
+        Column::new(
+            "method",
+            Type::Text,
+            "How it is stored: same, twin (equals an earlier tensor), empty, a method of the codec, or mixed.",
+        ),
+        Column::new("bytes", Type::Count, "Its bytes in the fine-tune."),
+        Column::new(
+            "compressed_bytes",
+            Type::Count,
+            "Its bytes in the artifact.",
+        ),
+        Column::new(
+            "ratio",
+            Type::Real,
+            "bytes / compressed_bytes; null where nothing is stored.",
+        ),
+        Column::new("path", Type::Text, "Where the artifact is."),
+        Column::new(
+            "status",
+            Type::Text,
+            "created, exists (the same artifact was there), dry_run or failed.",
+        ),
+        Column::new("message", Type::Text, "Why it failed; null otherwise."),
+    ],
+    examples: &[
+        "SELECT tensor, method, bytes, compressed_bytes, status\n\
+         FROM sparse_compress('examples/models/base', 'examples/models/sft', '{tmp}/delta')\n\
+         ORDER BY compressed_bytes DESC LIMIT 5;",
+        "SELECT sum(bytes) / sum(compressed_bytes) AS ratio\n\
+         FROM sparse_compress('examples/models/base', 'examples/models/sft', effort => 'max', dry_run => true);",
+        "SELECT finetune, sum(compressed_bytes) AS bytes, status, message\n\
+         FROM sparse_compress((SELECT 'examples/models/base' AS base, 'examples/models/' || name AS ft, '{tmp}/' || name AS output\n\
+         \u{20}                     FROM (VALUES ('sft'), ('lora-merged'), ('none')) AS models(name)), on_error => 'skip')\n\
+         GROUP BY finetune, status, message ORDER BY finetune;",
+    ],
+};
+
+#[derive(Debug)]
+pub(super) struct SparseCompress;
+
+impl SparseFunction for SparseCompress {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn action(&self) -> Action<'_> {
+        Action::Write(self)
+    }
+}
+
+#[async_trait]
+impl Writer for SparseCompress {
+    async fn stage(&self, inputs: Inputs, request: Arc<Request>) -> Result<Box<dyn Staged>> {
+        let (base, finetune) = (required(&SPEC, &inputs, 0)?, required(&SPEC, &inputs, 1)?);
+        let options = &request.options;
+        let effort = match options.text("effort") {
+            Some(effort) => effort
+                .parse()
+                .map_err(|e| exec_datafusion_err!("effort: {e}"))?,
+            None => request.config.effort,
+        };
+        let (_guard, cancel) = CancelOnDrop::new();
+        let mut compress = Compress::new(base, finetune)
+            .effort(effort)
+            .dry_run(options.flag("dry_run"))
+            .overwrite(options.flag("overwrite"))
+            .open_options(request.config.open_options())
+            .cancel(cancel);
+        if let Some(output) = inputs.get(2).and_then(Option::as_deref) {
+            compress = compress.output(output);
+        }
+        if let Some(threads) = threads(&request) {
+            compress = compress.threads(threads);
+        }
+        let delta = compress.stage().await.map_err(error::delta)?;
+        Ok(Box::new(Pair { inputs, delta }))
+    }
+
+    fn failed(&self, inputs: &Inputs, message: &str) -> Result<RecordBatch> {
+        let schema = SPEC.schema();
+        let known = |name: &str| match name {
+            "base" => inputs.first().cloned().flatten(),
+            "finetune" => inputs.get(1).cloned().flatten(),
+            "path" => inputs.get(2).cloned().flatten(),
+            "status" => Some("failed".to_owned()),
+            "message" => Some(message.to_owned()),
+            _ => None,
+        };
+        let column = |column: &Column| match column.ty {
+            Type::Text => columns::texts(vec![known(column.name)]),
+            ty => new_null_array(&ty.data_type(), 1),
+        };
+        columns::batch(schema, SPEC.columns.iter().map(column).collect(), 1)
+    }
+}
+
+/// A delta that is complete and not visible yet.
+struct Pair {
+    inputs: Inputs,
+    delta: StagedDelta,
+}
+
+#[async_trait]
+impl Staged for Pair {
+    async fn commit(self: Box<Self>) -> Result<Committed> {
+        let outcome = self.delta.commit().await.map_err(error::delta)?;
+        let metrics = &outcome.metrics;
+        Ok(Committed {
+            rows: batch(&self.inputs, &outcome)?,
+            bytes_read: metrics.bytes_read,
+            bytes_written: metrics.bytes_written,
+            original_bytes: metrics.original_bytes,
+            artifact_bytes: metrics.artifact_bytes,
+        })
+    }
+}
+
+fn batch(inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {
+    let rows = outcome.tensors.len();
+    let same = |value: Option<&str>| -> ArrayRef { columns::texts(vec![value; rows]) };
+    let mut all = vec![
+        same(inputs.first().and_then(Option::as_deref)),
+        same(inputs.get(1).and_then(Option::as_deref)),
+    ];
+    all.extend(report_columns(&outcome.tensors)?);
+    all.push(same(Some(&outcome.path)));
+    all.push(same(Some(outcome.status.name())));
+    all.push(same(None));
+    columns::batch(SPEC.schema(), all, rows)
+}
