@@ -1,45 +1,109 @@
-//! The context of a residual: the scale of its row in units of the last place of the base weight, four to the octave.
+//! The context of a residual: the row's mean update in units of the last place of the predicted weight, four steps to the octave.
 
 use crate::dtype::{DType, FloatLayout};
 
-/// Contexts: mean updates from 2^-10 to 2^30 units of the last place.
-pub(crate) const CONTEXTS: usize = 160;
-/// The context of a mean update of one unit of the last place.
-const UNIT: i32 = 40;
+/// Steps of a row scale per octave.
+pub(crate) const STEPS: i32 = 4;
+/// Contexts of a table set: fourteen octaves. A row's exponents then meet at most sixteen different maps (see [`Window`]).
+pub(crate) const CONTEXTS: usize = 56;
+/// Exponents that a row tells apart.
+pub(crate) const EXPONENTS: usize = 16;
 
-/// Maps base words and row scales to contexts.
+/// Where the exponent sits in a word.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Contexts {
-    layout: Option<FloatLayout>,
-    exponent_mask: u64,
-    bias: i32,
+pub(crate) struct Exponent {
+    shift: u32,
+    mask: u64,
 }
 
-impl Contexts {
-    pub(crate) fn new(dtype: Option<DType>) -> Self {
-        let layout = dtype.and_then(DType::layout);
-        let (exponent_mask, bias) = layout.map_or((0, 0), |l| {
-            ((1 << l.exponent) - 1, (1 << (l.exponent - 1)) - 1)
-        });
-        Self {
-            layout,
-            exponent_mask,
-            bias,
+impl Exponent {
+    /// Of a dtype; integers have the exponent 1 everywhere.
+    pub(crate) fn of(dtype: Option<DType>) -> Self {
+        match dtype.and_then(DType::layout) {
+            Some(FloatLayout { exponent, mantissa }) => Self {
+                shift: mantissa,
+                mask: (1 << exponent) - 1,
+            },
+            None => Self { shift: 0, mask: 0 },
         }
     }
 
-    /// `scale`: four times log2 of the row's mean absolute update. `base`: the base word's bits.
+    /// The exponent field; denormals have the ulp of exponent 1.
     #[inline(always)]
-    pub(crate) fn of(&self, scale: i32, base: u64) -> usize {
-        let ulp = match self.layout {
-            None => 0,
-            Some(l) => {
-                let exponent = i32::try_from(base >> l.mantissa & self.exponent_mask)
-                    .unwrap_or(0)
-                    .max(1);
-                exponent - self.bias - i32::try_from(l.mantissa).unwrap_or(0)
+    pub(crate) fn field(self, word: u64) -> i32 {
+        // The mask has at most eleven bits.
+        i32::try_from(word >> self.shift & self.mask)
+            .unwrap_or(0)
+            .max(1)
+    }
+
+    /// Whether the field says infinity or NaN (in E4M3: or one of the largest numbers).
+    #[inline(always)]
+    pub(crate) fn is_top(self, word: u64) -> bool {
+        self.mask != 0 && word >> self.shift & self.mask == self.mask
+    }
+}
+
+/// The context of a weight whose row has `scale` (steps per octave of the mean update, in the ulp of exponent 0), with
+/// `first` the lowest context of the set.
+#[inline(always)]
+pub(crate) fn context(scale: i32, exponent: i32, first: i32) -> usize {
+    let c = scale
+        .saturating_sub(STEPS * exponent)
+        .saturating_sub(first)
+        .clamp(0, 55);
+    usize::try_from(c).unwrap_or(0)
+}
+
+/// The exponents of one row, as contexts see them: sixteen entries from `low` on; smaller exponents are like the first entry,
+/// larger ones like the last. Sixteen are enough: four contexts to an exponent make fourteen, and one at either end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    pub(crate) low: i32,
+    pub(crate) entries: [u8; EXPONENTS],
+}
+
+impl Window {
+    pub(crate) fn new(scale: i32, first: i32, map: &[u8; CONTEXTS]) -> Self {
+        let low = scale
+            .saturating_sub(first)
+            .saturating_sub(55)
+            .div_euclid(STEPS);
+        let mut entries = [0u8; EXPONENTS];
+        let mut exponent = low;
+        for entry in &mut entries {
+            *entry = map[context(scale, exponent, first)];
+            exponent = exponent.saturating_add(1);
+        }
+        Self { low, entries }
+    }
+
+    /// The entry of an exponent.
+    #[inline(always)]
+    pub(crate) fn get(&self, exponent: i32) -> u8 {
+        let i = exponent.saturating_sub(self.low).clamp(0, 15);
+        self.entries[usize::try_from(i).unwrap_or(0) & 15]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::cast_possible_truncation, reason = "small numbers")]
+    use super::*;
+
+    #[test]
+    fn the_window_agrees_with_the_contexts() {
+        let map: [u8; CONTEXTS] = std::array::from_fn(|i| i as u8);
+        for scale in -500..1500 {
+            for first in [-60, -7, 0, 13] {
+                let window = Window::new(scale, first, &map);
+                for exponent in 1..300 {
+                    assert_eq!(
+                        usize::from(window.get(exponent)),
+                        context(scale, exponent, first)
+                    );
+                }
             }
-        };
-        usize::try_from((scale - 4 * ulp + UNIT).clamp(0, 159)).unwrap_or(0)
+        }
     }
 }

@@ -4,17 +4,16 @@ use std::{ops::Range, sync::Arc};
 
 use crate::{
     CodecError, DType, Scratch, SharedTables,
-    bits::{BitReader, take_byte, take_bytes, take_size},
+    bits::{take_byte, take_bytes, take_size},
     block::Method,
-    context::Contexts,
-    encoder::{ONE_SCALE, OWN_TABLES, predict},
+    context::Exponent,
+    encoder::{OWN_TABLES, STRIPS, Tables, predict},
     error::corrupt,
-    geometry::{Geometry, Relation},
-    rans, scales, standalone,
+    geometry::{Geometry, MIN_ROW, Relation},
+    scales, standalone,
+    strip::{self, Plan},
     tables::TableSet,
-    token,
     view::byte_len,
-    word::{load, mask, order, store, unorder},
 };
 
 /// Decodes the blocks of one tensor.
@@ -24,7 +23,8 @@ pub struct TensorDecoder {
     relation: Relation,
     geometry: Geometry,
     scales: Vec<i16>,
-    tables: Option<Arc<TableSet>>,
+    strip: usize,
+    tables: Option<Tables>,
 }
 
 impl TensorDecoder {
@@ -46,6 +46,7 @@ impl TensorDecoder {
         };
         let bytes = bytes
             .and_then(|n| usize::try_from(n).ok())
+            .filter(|n| isize::try_from(*n).is_ok())
             .ok_or_else(|| corrupt("dtype and shape make no tensor"))?;
         let relation = Relation::of(dtype, shape, base);
         let width = dtype.map_or(1, DType::word_bytes);
@@ -55,6 +56,7 @@ impl TensorDecoder {
             relation,
             geometry: geometry.clone(),
             scales: Vec::new(),
+            strip: 1,
             tables: None,
         };
         if header.is_empty() {
@@ -62,20 +64,28 @@ impl TensorDecoder {
         }
         let mut data = header;
         let flags = take_byte(&mut data)?;
-        if flags & !(OWN_TABLES | ONE_SCALE) != 0 {
+        if flags & !OWN_TABLES != 0 {
             return Err(corrupt("unknown header flags: a newer version may read it"));
         }
-        geometry.row = take_size(&mut data, usize::MAX >> 1)?.max(1);
+        let strip = take_byte(&mut data)?;
+        if !STRIPS.contains(&strip) {
+            return Err(corrupt("a strip's size is out of range"));
+        }
+        this.strip = 1 << strip;
+        geometry.row = take_size(&mut data, usize::MAX >> 1)?;
+        if geometry.row < MIN_ROW.min(geometry.common).max(1) {
+            return Err(corrupt("rows are too short"));
+        }
         this.scales = scales::take(&mut data, geometry.rows())?;
         this.geometry = geometry;
-        this.tables = if flags & OWN_TABLES != 0 {
-            Some(Arc::new(TableSet::from_bytes(&mut data)?))
+        this.tables = Some(if flags & OWN_TABLES != 0 {
+            Tables::Own(Box::new(TableSet::take(&mut data)?))
         } else {
-            let set = shared
-                .and_then(|s| s.set(width))
+            let shared = shared
+                .filter(|s| s.set(width).is_some())
                 .ok_or_else(|| corrupt("the model's shared tables are missing"))?;
-            Some(Arc::new(set.clone()))
-        };
+            Tables::Shared(Arc::clone(shared), width)
+        });
         if data.is_empty() {
             Ok(this)
         } else {
@@ -121,15 +131,15 @@ impl TensorDecoder {
                 Ok(())
             }
             Method::Delta => {
-                let prediction = predict(self.relation, self.dtype, base, words.clone())?;
                 if words.end > self.geometry.common {
                     return Err(corrupt("a block lies past its base"));
                 }
+                let prediction = predict(self.relation, self.dtype, base, words.clone())?;
                 match self.geometry.width {
-                    1 => self.decode::<1>(words, data, &prediction, out),
-                    2 => self.decode::<2>(words, data, &prediction, out),
-                    4 => self.decode::<4>(words, data, &prediction, out),
-                    _ => self.decode::<8>(words, data, &prediction, out),
+                    1 => self.decode::<1>(words, data, &prediction, out, scratch),
+                    2 => self.decode::<2>(words, data, &prediction, out, scratch),
+                    4 => self.decode::<4>(words, data, &prediction, out, scratch),
+                    _ => self.decode::<8>(words, data, &prediction, out, scratch),
                 }
             }
             Method::Raw | Method::StandAlone | Method::Zstd => {
@@ -144,44 +154,39 @@ impl TensorDecoder {
         mut data: &[u8],
         prediction: &[u8],
         out: &mut [u8],
+        scratch: &mut Scratch,
     ) -> Result<(), CodecError> {
-        let tables = self
+        let set = self
             .tables
             .as_ref()
+            .and_then(Tables::get)
             .ok_or_else(|| corrupt("the tensor's header is missing"))?;
-        let lanes = match take_byte(&mut data)? {
-            log @ 0..=5 => 1usize << log,
-            _ => return Err(corrupt("too many lanes")),
+        let plan = Plan {
+            set,
+            exponent: Exponent::of(self.dtype),
+            float: self.dtype.is_some_and(DType::is_float),
+            row: self.geometry.row,
+            scales: &self.scales,
         };
-        let left = data.len();
-        let raw_length = take_size(&mut data, left)?;
-        let mut raw = BitReader::new(take_bytes(&mut data, raw_length)?);
-        let mut coder = rans::Decoder::new(data, lanes, tables)?;
-        let float = self.dtype.is_some_and(DType::is_float);
-        let contexts = Contexts::new(self.dtype);
-        let mut at = words.start;
-        while at < words.end {
-            let row = at / self.geometry.row;
-            let end = words.end.min((row + 1).saturating_mul(self.geometry.row));
-            let scale = self.scales.get(row).copied().unwrap_or(scales::UNCHANGED);
-            let (from, to) = (at - words.start, end - words.start);
-            if scale == scales::UNCHANGED {
-                out[from * W..to * W].copy_from_slice(&prediction[from * W..to * W]);
-            } else {
-                for i in from..to {
-                    let p = load::<W>(prediction, i);
-                    let symbol = coder.next(tables.table(contexts.of(i32::from(scale), p)));
-                    let d = token::value::<W>(symbol, &mut raw);
-                    let ordered =
-                        order::<W>(p, float).wrapping_add(d.cast_unsigned()) & mask::<W>();
-                    store::<W>(out, i, unorder::<W>(ordered, float));
-                }
-            }
-            at = end;
+        for from in (0..words.len()).step_by(self.strip) {
+            let to = words.len().min(from + self.strip);
+            let left = data.len();
+            let length = take_size(&mut data, left)?;
+            let strip = take_bytes(&mut data, length)?;
+            let bytes = from * W..to * W;
+            strip::decode::<W>(
+                &plan,
+                words.start + from..words.start + to,
+                strip,
+                &prediction[bytes.clone()],
+                &mut out[bytes],
+                scratch,
+            )?;
         }
-        if !raw.is_spent() {
-            return Err(corrupt("the raw bits do not end where they should"));
+        if data.is_empty() {
+            Ok(())
+        } else {
+            Err(corrupt("bytes follow the last strip"))
         }
-        coder.finish()
     }
 }

@@ -6,61 +6,43 @@ use rayon::prelude::*;
 
 use crate::{
     CodecError, DType, Effort, EncodeOptions, Scratch, TensorView,
-    bits::{BitWriter, put_varint},
+    bits::put_varint,
     block::{BlockInfo, Method},
     cast::cast_words,
-    context::Contexts,
+    context::Exponent,
     geometry::{BLOCK, Geometry, Relation},
-    options::Coded,
-    rans, scales, standalone,
-    tables::{Histogram, TableSet},
-    token::{self, ESCAPE},
-    word::{difference, load, order},
+    rows::{Counter, Row},
+    scales::{self, Model, UNCHANGED},
+    standalone,
+    strip::{self, Plan},
+    tables::TableSet,
+    train::{Histogram, Lengths, train},
+    trainer::{self, Sample, table_limit},
 };
 
-/// Words of a tensor that are counted for its tables.
-const SAMPLE: usize = 1 << 22;
-/// Header bits: the tensor has its own tables; one scale serves all rows.
+/// Header bit: the tensor has its own tables.
 pub(crate) const OWN_TABLES: u8 = 1;
-pub(crate) const ONE_SCALE: u8 = 2;
+/// log2 of the words of a strip: what a CPU's second cache holds, and more where little is coded.
+pub(crate) const STRIPS: std::ops::RangeInclusive<u8> = 14..=19;
+const DENSE_STRIP: u8 = 16;
+const SPARSE_STRIP: u8 = 18;
+/// Bits a word below which a tensor counts as sparse.
+const SPARSE: f64 = 0.75;
+/// Words from which a tensor may pay for tables of its own although there are shared ones.
+const LARGE: usize = 1 << 16;
 
-/// Most tables a set may have.
-pub(crate) fn table_limit(effort: Effort) -> usize {
-    match effort {
-        Effort::Fast => 12,
-        Effort::Default => 32,
-        Effort::Max => 64,
-    }
-}
-
-/// Lanes of a strip, by the bytes it is expected to take: each lane costs two bytes.
-fn lanes(words: usize, changed: usize) -> usize {
-    match changed.saturating_mul(4).max(words / 64) {
-        0..2_000 => 4,
-        2_000..16_000 => 8,
-        _ => 32,
-    }
-}
-
-/// What is found out about a tensor before it is coded.
+/// A target, its base and how they fit together.
 pub(crate) struct Analysis<'a> {
     pub(crate) target: TensorView<'a>,
     pub(crate) base: Option<TensorView<'a>>,
     pub(crate) relation: Relation,
     pub(crate) geometry: Geometry,
-    /// Scale of each row; empty where nothing is predicted.
-    pub(crate) scales: Vec<i16>,
-    /// Whether one scale serves all changed rows.
-    pub(crate) one_scale: bool,
-    /// Symbols by context, of a sample.
-    pub(crate) histogram: Option<Histogram>,
 }
 
 impl<'a> Analysis<'a> {
     pub(crate) fn new(
         target: TensorView<'a>,
         base: Option<TensorView<'a>>,
-        options: &EncodeOptions,
     ) -> Result<Self, CodecError> {
         target.check()?;
         if let Some(base) = &base {
@@ -72,24 +54,12 @@ impl<'a> Analysis<'a> {
             base.as_ref().map(|b| (b.dtype, b.shape)),
         );
         let geometry = Geometry::of(target, relation);
-        let mut this = Self {
+        Ok(Self {
             target,
             base,
             relation,
             geometry,
-            scales: Vec::new(),
-            one_scale: false,
-            histogram: None,
-        };
-        if this.geometry.common > 0 && this.base.is_some() {
-            match this.geometry.width {
-                1 => this.measure::<1>(options)?,
-                2 => this.measure::<2>(options)?,
-                4 => this.measure::<4>(options)?,
-                _ => this.measure::<8>(options)?,
-            }
-        }
-        Ok(this)
+        })
     }
 
     /// The prediction of some words: the base's, cast where dtypes differ.
@@ -102,104 +72,98 @@ impl<'a> Analysis<'a> {
         )
     }
 
-    fn measure<const W: usize>(&mut self, options: &EncodeOptions) -> Result<(), CodecError> {
-        let (row, common) = (self.geometry.row, self.geometry.common);
-        let rows = self.geometry.rows();
-        // Rows in groups of about a block, so that a cast prediction stays small.
-        let group = (BLOCK / row).max(1);
-        let measured: Vec<(i16, f64, u64)> = (0..rows.div_ceil(group))
-            .into_par_iter()
-            .map(|g| {
-                let words = g * group * row..common.min((g + 1) * group * row);
-                let prediction = self.prediction(words.clone())?;
-                let target = &self.target.data[words.start * W..words.end * W];
-                Ok(target
-                    .chunks(row * W)
-                    .zip(prediction.chunks(row * W))
-                    .map(|(t, p)| row_scale::<W>(self.target.dtype, t, p))
-                    .collect::<Vec<_>>())
-            })
-            .collect::<Result<Vec<_>, CodecError>>()?
-            .into_iter()
-            .flatten()
-            .collect();
-        let by_row: Vec<i16> = measured.iter().map(|m| m.0).collect();
-        let (sum, changed) = measured
-            .iter()
-            .filter(|m| m.0 != scales::UNCHANGED)
-            .fold((0.0, 0u64), |(s, n), m| (s + m.1, n + m.2));
-        let one = scales::quantise(sum / changed.max(1) as f64);
-        let uniform: Vec<i16> = by_row
-            .iter()
-            .map(|s| if *s == scales::UNCHANGED { *s } else { one })
-            .collect();
-
-        // A sample of whole groups, spread evenly.
-        let groups = common.div_ceil(group * row);
-        let wanted = (SAMPLE / (group * row)).max(1);
-        let step = groups.div_ceil(wanted).max(1);
-        let count = |scales: &[i16]| -> Result<Histogram, CodecError> {
-            let mut histogram = Histogram::new();
-            for g in (0..groups).step_by(step) {
-                let words = g * group * row..common.min((g + 1) * group * row);
-                self.symbols::<W>(words, scales, |context, symbol, _| {
-                    histogram.add(context, symbol)
-                })?;
-            }
-            Ok(histogram)
+    /// Fills `row` with the row of this number.
+    fn fill(&self, number: usize, row: &mut Row, counter: &mut Counter) -> Result<(), CodecError> {
+        let g = &self.geometry;
+        let words = number * g.row..g.common.min((number + 1) * g.row);
+        let prediction = self.prediction(words.clone())?;
+        let target = self
+            .target
+            .data
+            .get(words.start * g.width..words.end * g.width)
+            .unwrap_or_default();
+        let exponent = Exponent::of(self.target.dtype);
+        let (float, mantissa) = self
+            .target
+            .dtype
+            .and_then(DType::layout)
+            .map_or((false, 0), |l| (true, l.mantissa));
+        match g.width {
+            1 => row.fill::<1>(target, &prediction, exponent, mantissa, float, counter),
+            2 => row.fill::<2>(target, &prediction, exponent, mantissa, float, counter),
+            4 => row.fill::<4>(target, &prediction, exponent, mantissa, float, counter),
+            _ => row.fill::<8>(target, &prediction, exponent, mantissa, float, counter),
         };
-        let fine = count(&by_row)?;
-        let coarse = if rows > 1 && options.effort != Effort::Fast {
-            Some(count(&uniform)?)
-        } else {
-            None
-        };
-        let mut packed = Vec::new();
-        scales::put(&by_row, &mut packed);
-        let scale_bits = packed.len() as f64 * 8.0 / step as f64;
-        match coarse {
-            Some(coarse) if coarse.entropy() < fine.entropy() + scale_bits => {
-                self.one_scale = true;
-                self.scales = uniform;
-                self.histogram = Some(coarse);
-            }
-            _ => {
-                self.scales = by_row;
-                self.histogram = Some(fine);
-            }
-        }
         Ok(())
     }
 
-    /// Calls `each` with context, symbol and difference of every coded word of a range (rows without change are passed over).
-    fn symbols<const W: usize>(
+    /// Rows of about `words` words in all, spread evenly.
+    pub(crate) fn sample(&self, words: usize) -> Result<Sample, CodecError> {
+        let rows = self.geometry.rows();
+        let step = rows
+            .div_ceil((words / self.geometry.row.max(1)).max(1))
+            .max(1);
+        let mut counter = Counter::new();
+        let rows = (0..rows)
+            .step_by(step)
+            .map(|number| {
+                let mut row = Row::default();
+                self.fill(number, &mut row, &mut counter)?;
+                Ok(row)
+            })
+            .collect::<Result<Vec<_>, CodecError>>()?;
+        Ok(Sample {
+            rows,
+            weight: u32::try_from(step).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// The scale of every row, and the tokens they lead to where `counted`.
+    fn scales(
         &self,
-        words: Range<usize>,
-        scales: &[i16],
-        mut each: impl FnMut(usize, u16, i64),
-    ) -> Result<(), CodecError> {
-        let prediction = self.prediction(words.clone())?;
-        let target = &self.target.data[words.start * W..words.end * W];
-        let float = self.target.dtype.is_some_and(DType::is_float);
-        let contexts = Contexts::new(self.target.dtype);
-        let mut at = words.start;
-        while at < words.end {
-            let row = at / self.geometry.row;
-            let end = words.end.min((row + 1) * self.geometry.row);
-            let scale = scales.get(row).copied().unwrap_or(scales::UNCHANGED);
-            if scale != scales::UNCHANGED {
-                for i in at - words.start..end - words.start {
-                    let p = load::<W>(&prediction, i);
-                    let d = difference::<W>(
-                        order::<W>(load::<W>(target, i), float),
-                        order::<W>(p, float),
-                    );
-                    each(contexts.of(i32::from(scale), p), token::symbol::<W>(d), d);
+        lengths: &Lengths,
+        effort: Effort,
+        counted: bool,
+    ) -> Result<(Vec<i16>, Option<Histogram>), CodecError> {
+        let rows = self.geometry.rows();
+        // Rows in groups of about a block, so that there is work for every core.
+        let group = (BLOCK / self.geometry.row.max(1)).max(1);
+        let parts = (0..rows.div_ceil(group))
+            .into_par_iter()
+            .map(|g| {
+                let mut counter = Counter::new();
+                let mut row = Row::default();
+                let mut model = Model::new();
+                let mut coder = crate::rc::Encoder::new();
+                let mut histogram = counted.then(Histogram::new);
+                let mut scales = Vec::with_capacity(group.min(rows));
+                for number in g * group..rows.min((g + 1) * group) {
+                    self.fill(number, &mut row, &mut counter)?;
+                    let scale = if effort == Effort::Fast {
+                        row.mean
+                    } else {
+                        row.choose(lengths, &model)
+                    };
+                    let _infallible = model.code(&mut coder, scale);
+                    if let Some(histogram) = &mut histogram {
+                        row.count(scale, 1, histogram);
+                    }
+                    scales.push(scale);
                 }
+                Ok((scales, histogram))
+            })
+            .collect::<Result<Vec<_>, CodecError>>()?;
+        let mut all = Vec::with_capacity(rows);
+        let mut sum: Option<Histogram> = None;
+        for (scales, histogram) in parts {
+            all.extend_from_slice(&scales);
+            match (&mut sum, histogram) {
+                (Some(sum), Some(more)) => sum.merge(&more),
+                (None, more) => sum = more,
+                _ => {}
             }
-            at = end;
         }
-        Ok(())
+        Ok((all, sum))
     }
 }
 
@@ -227,38 +191,28 @@ pub(crate) fn predict(
     }
 }
 
-/// Scale, summed absolute update and words of one row.
-fn row_scale<const W: usize>(
-    dtype: Option<DType>,
-    target: &[u8],
-    prediction: &[u8],
-) -> (i16, f64, u64) {
-    let words = (target.len() / W) as u64;
-    if target == prediction {
-        return (scales::UNCHANGED, 0.0, words);
-    }
-    let mut sum = 0.0;
-    for i in 0..target.len() / W {
-        let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
-        if t != p {
-            let change = match dtype {
-                Some(d) if d.is_float() => {
-                    (crate::cast::word_value(d, t) - crate::cast::word_value(d, p)).abs()
-                }
-                _ => difference::<W>(t, p).unsigned_abs() as f64,
-            };
-            if change.is_finite() {
-                sum += change;
-            }
+/// Tables that may be the model's.
+#[derive(Clone, Debug)]
+pub(crate) enum Tables {
+    Own(Box<TableSet>),
+    Shared(Arc<crate::SharedTables>, usize),
+}
+
+impl Tables {
+    pub(crate) fn get(&self) -> Option<&TableSet> {
+        match self {
+            Self::Own(set) => Some(set),
+            Self::Shared(shared, width) => shared.set(*width),
         }
     }
-    (scales::quantise(sum / words as f64), sum, words)
 }
 
 /// Encodes one tensor. [`Self::new`] reads the whole tensor once; then every block can be encoded on its own, on any thread.
 pub struct TensorEncoder<'a> {
     analysis: Analysis<'a>,
-    tables: Option<Arc<TableSet>>,
+    scales: Vec<i16>,
+    tables: Option<Tables>,
+    strip: usize,
     header: Vec<u8>,
 }
 
@@ -272,40 +226,91 @@ impl<'a> TensorEncoder<'a> {
         base: Option<TensorView<'a>>,
         options: &EncodeOptions,
     ) -> Result<Self, CodecError> {
-        let mut analysis = Analysis::new(target, base, options)?;
-        let mut header = Vec::new();
-        let mut tables = None;
-        let changed = analysis.scales.iter().any(|s| *s != scales::UNCHANGED);
-        if let Some(histogram) = analysis.histogram.take().filter(|_| changed) {
-            let own = TableSet::train(&histogram, table_limit(options.effort));
-            let own_bytes = own.to_bytes();
-            let shared = options
-                .shared
-                .as_ref()
-                .and_then(|s| s.set(analysis.geometry.width));
-            let scale = analysis.geometry.common as f64 / histogram.total().max(1) as f64;
-            let own_wins = shared.is_none_or(|s| {
-                s.cost(&histogram) * scale
-                    > own.cost(&histogram) * scale + own_bytes.len() as f64 * 8.0
-            });
-            header.push(
-                if own_wins { OWN_TABLES } else { 0 }
-                    | if analysis.one_scale { ONE_SCALE } else { 0 },
-            );
-            put_varint(&mut header, analysis.geometry.row as u64);
-            scales::put(&analysis.scales, &mut header);
-            if own_wins {
-                header.extend_from_slice(&own_bytes);
-                tables = Some(Arc::new(own));
-            } else {
-                tables = shared.map(|s| Arc::new(s.clone()));
+        let analysis = Analysis::new(target, base)?;
+        let mut this = Self {
+            analysis,
+            scales: Vec::new(),
+            tables: None,
+            strip: 1 << DENSE_STRIP,
+            header: Vec::new(),
+        };
+        if this.analysis.geometry.common > 0 && base.is_some() {
+            this.plan(options)?;
+        }
+        Ok(this)
+    }
+
+    /// Chooses tables and scales and writes the header; leaves all empty where nothing changed.
+    fn plan(&mut self, options: &EncodeOptions) -> Result<(), CodecError> {
+        let geometry = &self.analysis.geometry;
+        let shared = options
+            .shared
+            .as_ref()
+            .filter(|s| s.set(geometry.width).is_some());
+        let mut tables = match shared {
+            Some(shared) => Tables::Shared(Arc::clone(shared), geometry.width),
+            None => {
+                let sample = self
+                    .analysis
+                    .sample(4 * trainer::sample_words(options.effort))?;
+                match trainer::tables(&[sample], options.effort) {
+                    Some(set) => Tables::Own(Box::new(set)),
+                    // The sample shows no change: tables for whatever the rest holds.
+                    None => {
+                        let all = self.analysis.sample(usize::MAX)?;
+                        match trainer::tables(&[all], options.effort) {
+                            Some(set) => Tables::Own(Box::new(set)),
+                            None => return Ok(()),
+                        }
+                    }
+                }
+            }
+        };
+        let Some(set) = tables.get() else {
+            return Ok(());
+        };
+        let may_own =
+            shared.is_some() && (geometry.common >= LARGE || options.effort == Effort::Max);
+        let (scales, histogram) = self
+            .analysis
+            .scales(&Lengths::new(set), options.effort, true)?;
+        if scales.iter().all(|s| *s == UNCHANGED) {
+            return Ok(());
+        }
+        let mut bits = 0.0;
+        if let Some(histogram) = histogram {
+            bits = histogram.cost(set);
+            if may_own {
+                let own = train(&histogram, table_limit(options.effort));
+                let mut bytes = Vec::new();
+                own.put(&mut bytes);
+                let cost = histogram.cost(&own) + bytes.len() as f64 * 8.0;
+                if cost < bits {
+                    bits = cost;
+                    tables = Tables::Own(Box::new(own));
+                }
             }
         }
-        Ok(Self {
-            analysis,
-            tables,
-            header,
-        })
+        let strip = if bits < SPARSE * geometry.common as f64 {
+            SPARSE_STRIP
+        } else {
+            DENSE_STRIP
+        };
+        self.strip = 1 << strip;
+        self.header.push(if matches!(tables, Tables::Own(_)) {
+            OWN_TABLES
+        } else {
+            0
+        });
+        self.header.push(strip);
+        put_varint(&mut self.header, geometry.row as u64);
+        scales::put(&scales, &mut self.header);
+        if let Tables::Own(own) = &tables {
+            own.put(&mut self.header);
+        }
+        self.scales = scales;
+        self.tables = Some(tables);
+        Ok(())
     }
 
     /// What the decoder needs of this tensor besides its blocks; empty where nothing is coded against a base.
@@ -365,8 +370,7 @@ impl<'a> TensorEncoder<'a> {
             .unwrap_or_default();
         let start = out.len();
         let mut changed = words.len() as u64;
-        let predicted = words.start < a.geometry.common;
-        if predicted {
+        if words.start < a.geometry.common {
             let prediction = a.prediction(words.clone())?;
             if prediction.as_ref() == target {
                 out.push(Method::Same as u8);
@@ -375,26 +379,53 @@ impl<'a> TensorEncoder<'a> {
                     changed: 0,
                 });
             }
-            changed = 0;
-            for i in 0..words.len() {
-                changed += u64::from(load::<W>(target, i) != load::<W>(&prediction, i));
-            }
-            if let Some(tables) = &self.tables {
+            changed = target
+                .as_chunks::<W>()
+                .0
+                .iter()
+                .zip(prediction.as_chunks::<W>().0)
+                .map(|(t, p)| u64::from(t != p))
+                .sum();
+            if let Some(set) = self.tables.as_ref().and_then(Tables::get) {
                 out.push(Method::Delta as u8);
-                self.encode_delta::<W>(words.clone(), changed, tables, scratch, out)?;
+                let plan = Plan {
+                    set,
+                    exponent: Exponent::of(a.target.dtype),
+                    float: a.target.dtype.is_some_and(DType::is_float),
+                    row: a.geometry.row,
+                    scales: &self.scales,
+                };
+                let mut strip = std::mem::take(&mut scratch.strip);
+                for from in (0..words.len()).step_by(self.strip) {
+                    let to = words.len().min(from + self.strip);
+                    strip.clear();
+                    let bytes = from * W..to * W;
+                    strip::encode::<W>(
+                        &plan,
+                        words.start + from..words.start + to,
+                        &target[bytes.clone()],
+                        &prediction[bytes],
+                        scratch,
+                        &mut strip,
+                    );
+                    put_varint(out, strip.len() as u64);
+                    out.extend_from_slice(&strip);
+                }
+                scratch.strip = strip;
             }
         }
         let coded = out.len() - start;
         let mut method = Method::Delta;
         if coded == 0 || coded > target.len() / 2 {
-            scratch.bytes.clear();
-            let alone = standalone::encode(a.target.dtype, target, &mut scratch.bytes);
-            if coded == 0 || scratch.bytes.len() + 1 < coded {
+            let mut alone = std::mem::take(&mut scratch.strip);
+            let kind = standalone::encode(a.target.dtype, target, scratch, &mut alone);
+            if coded == 0 || alone.len() + 1 < coded {
                 out.truncate(start);
-                out.push(alone as u8);
-                out.extend_from_slice(&scratch.bytes);
-                method = alone;
+                out.push(kind as u8);
+                out.extend_from_slice(&alone);
+                method = kind;
             }
+            scratch.strip = alone;
         }
         Ok(BlockInfo {
             method,
@@ -410,43 +441,5 @@ impl<'a> TensorEncoder<'a> {
             Some(DType::C64) => words.div_ceil(2),
             _ => words,
         }
-    }
-
-    /// Lanes, states and words of the coder, then the raw bits.
-    fn encode_delta<const W: usize>(
-        &self,
-        words: Range<usize>,
-        changed: u64,
-        tables: &TableSet,
-        scratch: &mut Scratch,
-        out: &mut Vec<u8>,
-    ) -> Result<(), CodecError> {
-        let lanes = lanes(words.len(), usize::try_from(changed).unwrap_or(usize::MAX));
-        out.push(u8::try_from(lanes.trailing_zeros()).unwrap_or(0));
-        let Scratch {
-            symbols,
-            words: coder_words,
-            bytes,
-            ..
-        } = scratch;
-        symbols.clear();
-        bytes.clear();
-        let mut raw = BitWriter::new(bytes);
-        self.analysis
-            .symbols::<W>(words, &self.analysis.scales, |context, symbol, d| {
-                let table = tables.table(context);
-                let symbol = if tables.has(table, symbol) {
-                    symbol
-                } else {
-                    ESCAPE
-                };
-                token::put_raw::<W>(symbol, d, &mut raw);
-                symbols.push(Coded { table, symbol });
-            })?;
-        raw.finish();
-        put_varint(out, bytes.len() as u64);
-        out.extend_from_slice(bytes);
-        rans::encode(symbols, tables, lanes, coder_words, out);
-        Ok(())
     }
 }

@@ -7,7 +7,7 @@ use crate::{dtype::DType, view::TensorView};
 /// Elements (words) of a block.
 pub(crate) const BLOCK: usize = 1 << 19;
 /// Shortest row that gets a scale of its own; shorter ones are joined.
-const MIN_ROW: usize = 64;
+pub(crate) const MIN_ROW: usize = 64;
 /// Longest row; longer ones are cut.
 const MAX_ROW: usize = 1 << 14;
 

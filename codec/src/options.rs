@@ -53,14 +53,15 @@ pub struct EncodeOptions {
 /// Reusable per-thread buffers, so that coding a block allocates nothing once they have grown.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    pub(crate) symbols: Vec<Coded>,
+    /// Table of each coded word.
+    pub(crate) tables: Vec<u8>,
+    /// Token of each coded word.
+    pub(crate) tokens: Vec<u8>,
+    /// Words of the coder.
     pub(crate) words: Vec<u16>,
+    /// Raw bits, or a block that may be kept.
     pub(crate) bytes: Vec<u8>,
-}
-
-/// One symbol to code: its table and its number.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Coded {
-    pub(crate) table: u16,
-    pub(crate) symbol: u16,
+    pub(crate) side: Vec<u8>,
+    pub(crate) strip: Vec<u8>,
+    pub(crate) patches: Vec<crate::patches::Patch>,
 }

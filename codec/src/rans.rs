@@ -1,120 +1,207 @@
-//! Interleaved rANS: 32-bit states, 16-bit words, symbols dealt to the lanes in turn.
+//! Interleaved rANS: 32-bit states, 16-bit words, tokens dealt to the lanes in turn.
 //!
 //! J. Duda, "Asymmetric numeral systems" (arXiv 1311.2540); interleaving as in F. Giesen, "Interleaved entropy coders"
-//! (arXiv 1402.3392). Symbol `j` belongs to lane `j % lanes`. The encoder runs backwards, so that the decoder reads states
+//! (arXiv 1402.3392). Token `j` belongs to lane `j % lanes`. The encoder runs backwards, so that the decoder reads states
 //! and words forwards; both end with every state at [`LOWER`], which the decoder checks.
 
 use crate::{
     error::{CodecError, corrupt},
-    options::Coded,
     tables::TableSet,
 };
 
-/// Every state is in `LOWER..=u32::MAX` between symbols.
+/// Every state is in `LOWER..=u32::MAX` between tokens.
 pub(crate) const LOWER: u32 = 1 << 16;
+/// Most lanes.
+pub(crate) const LANES: usize = 32;
 
-/// Appends states and words of `symbols` coded with `tables` in `lanes` lanes.
+/// Appends states and words of `tokens`, coded with the tables numbered in `tables` (from 1), in `lanes` lanes.
 pub(crate) fn encode(
-    symbols: &[Coded],
-    tables: &TableSet,
+    tables: &[u8],
+    tokens: &[u8],
+    set: &TableSet,
     lanes: usize,
     words: &mut Vec<u16>,
     out: &mut Vec<u8>,
 ) {
-    let mut states = [LOWER; 32];
-    let states = &mut states[..lanes.clamp(1, 32)];
-    let bits = tables.precision();
+    let mut states = [LOWER; LANES];
+    let lanes = lanes.clamp(1, LANES);
+    let precision = set.precision();
+    let count = tables.len().min(tokens.len());
+    // A token takes at most `precision` bits: less than one word.
     words.clear();
-    for (j, coded) in symbols.iter().enumerate().rev() {
-        let state = &mut states[j % lanes];
-        let (frequency, start) = tables.interval(coded.table, coded.symbol);
-        let mut x = u64::from(*state);
-        if x >= u64::from(frequency) << (32 - bits) {
-            words.push((x & 0xffff).try_into().unwrap_or(0));
-            x >>= 16;
-        }
-        let frequency = u64::from(frequency);
-        x = ((x / frequency) << bits) + x % frequency + u64::from(start);
-        *state = x.try_into().unwrap_or(LOWER);
+    words.resize(count, 0);
+    let mut at = count;
+    // From the last token to the first; lanes follow.
+    let mut lane = count % lanes;
+    for (table, token) in tables.iter().zip(tokens).rev() {
+        lane = if lane == 0 { lanes - 1 } else { lane - 1 };
+        let interval = &set.intervals(*table)[usize::from(*token)];
+        let mut x = states[lane & 31];
+        let full = u64::from(x) >= u64::from(interval.frequency) << (32 - precision);
+        // The word is written whether needed or not, and kept by moving the mark: no branch to mispredict.
+        at -= 1;
+        words[at] = low(x);
+        at += usize::from(!full);
+        x = if full { x >> 16 } else { x };
+        let q = u32::try_from((u128::from(x) * u128::from(interval.reciprocal)) >> 64).unwrap_or(0);
+        states[lane & 31] = x + u32::from(interval.bias) + q * u32::from(interval.others);
     }
-    for state in states.iter() {
+    for state in &states[..lanes] {
         out.extend_from_slice(&state.to_le_bytes());
     }
-    for word in words.iter().rev() {
+    for word in &words[at..] {
         out.extend_from_slice(&word.to_le_bytes());
     }
 }
 
-/// Decodes symbols one after another from states and words laid out by [`encode`].
-pub(crate) struct Decoder<'a> {
-    states: [u32; 32],
-    lanes: usize,
-    lane: usize,
-    words: &'a [u8],
-    at: usize,
-    tables: &'a TableSet,
+#[inline(always)]
+fn low(x: u32) -> u16 {
+    u16::try_from(x & 0xffff).unwrap_or(0)
 }
 
-impl<'a> Decoder<'a> {
-    /// Reads the states off the front of `data`; the rest must be the words.
-    pub(crate) fn new(
-        data: &'a [u8],
-        lanes: usize,
-        tables: &'a TableSet,
-    ) -> Result<Self, CodecError> {
+/// States and words as [`encode`] laid them out.
+#[derive(Clone)]
+pub(crate) struct Stream<'a> {
+    pub(crate) states: [u32; LANES],
+    pub(crate) words: &'a [u8],
+}
+
+impl<'a> Stream<'a> {
+    pub(crate) fn new(data: &'a [u8], lanes: usize) -> Result<Self, CodecError> {
         let (head, words) = data
             .split_at_checked(4 * lanes)
             .ok_or_else(|| corrupt("the coder's states are cut off"))?;
-        let mut states = [LOWER; 32];
-        let (chunks, _) = head.as_chunks::<4>();
-        for (state, bytes) in states.iter_mut().zip(chunks) {
+        let mut states = [LOWER; LANES];
+        for (state, bytes) in states.iter_mut().zip(head.as_chunks::<4>().0) {
             *state = u32::from_le_bytes(*bytes);
             if *state < LOWER {
                 return Err(corrupt("a coder state is out of range"));
             }
         }
-        Ok(Self {
-            states,
-            lanes,
-            lane: 0,
-            words,
-            at: 0,
-            tables,
-        })
+        Ok(Self { states, words })
     }
 
-    /// The next symbol, coded with `table`.
-    #[inline(always)]
-    pub(crate) fn next(&mut self, table: u16) -> u16 {
-        let bits = self.tables.precision();
-        let state = &mut self.states[self.lane & 31];
-        self.lane = if self.lane + 1 == self.lanes {
-            0
-        } else {
-            self.lane + 1
-        };
-        let slot = self.tables.slot(table, *state & ((1 << bits) - 1));
-        let mut x = slot
-            .frequency()
-            .wrapping_mul(*state >> bits)
-            .wrapping_add(slot.offset());
-        if x < LOWER {
-            let word = self
-                .words
-                .get(self.at..self.at + 2)
-                .map_or(0, |w| u32::from(u16::from_le_bytes([w[0], w[1]])));
-            self.at += 2;
-            x = x << 16 | word;
+    /// Decodes tokens `from..` of the strip, one after another. Reads zeros past the end, which [`Self::finish`] then refuses.
+    pub(crate) fn decode(
+        &mut self,
+        tables: &[u8],
+        set: &TableSet,
+        lanes: usize,
+        from: usize,
+        tokens: &mut [u8],
+    ) {
+        let slots = set.slots();
+        let precision = set.precision();
+        let mut lane = from % lanes.max(1);
+        let mut at = 0;
+        for (table, token) in tables.iter().zip(tokens) {
+            let state = &mut self.states[lane & 31];
+            lane = if lane + 1 == lanes { 0 } else { lane + 1 };
+            let index = (usize::from(table.wrapping_sub(1)) << precision)
+                + (*state & ((1 << precision) - 1)) as usize;
+            let slot = slots.get(index).copied().unwrap_or(0);
+            let mut x = (slot >> 20)
+                .wrapping_mul(*state >> precision)
+                .wrapping_add(slot >> 8 & 0xfff);
+            if x < LOWER {
+                let word = self
+                    .words
+                    .get(at..at + 2)
+                    .map_or(0, |w| u32::from(u16::from_le_bytes([w[0], w[1]])));
+                at += 2;
+                x = x << 16 | word;
+            }
+            *state = x;
+            *token = slot.to_le_bytes()[0];
         }
-        *state = x;
-        slot.symbol()
+        self.skip(at);
+    }
+
+    /// Drops words that were read; past the end leaves a mark that [`Self::finish`] finds.
+    pub(crate) fn skip(&mut self, bytes: usize) {
+        match self.words.get(bytes..) {
+            Some(rest) => self.words = rest,
+            None => {
+                self.words = &[];
+                self.states[0] = 0;
+            }
+        }
     }
 
     /// Checks that all words were read and every state is where the encoder started.
-    pub(crate) fn finish(self) -> Result<(), CodecError> {
-        if self.at != self.words.len() || self.states[..self.lanes].iter().any(|s| *s != LOWER) {
-            return Err(corrupt("the coded symbols do not end where they should"));
+    pub(crate) fn finish(&self, lanes: usize) -> Result<(), CodecError> {
+        if !self.words.is_empty() || self.states[..lanes.min(LANES)].iter().any(|s| *s != LOWER) {
+            return Err(corrupt("the coded tokens do not end where they should"));
         }
         Ok(())
+    }
+}
+
+/// Decodes all tokens of a stream, with vectors where this machine has them.
+pub(crate) fn decode(
+    stream: &mut Stream<'_>,
+    tables: &[u8],
+    set: &TableSet,
+    lanes: usize,
+    tokens: &mut [u8],
+) {
+    let done = 0;
+    stream.decode(&tables[done..], set, lanes, done, &mut tokens[done..]);
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests stop at the first surprise"
+    )]
+    use super::*;
+    use crate::{context::CONTEXTS, tables::TOKENS};
+
+    #[test]
+    fn tokens_come_back() {
+        let mut seed = 5u64;
+        let mut next = move || {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as u32
+        };
+        for precision in 9..=12u32 {
+            let mut frequencies = Vec::new();
+            for _ in 0..5 {
+                let mut table = [0u16; TOKENS];
+                let used = 2 + next() as usize % 100;
+                table[..used].fill(1);
+                let left = (1u32 << precision) - used as u32;
+                table[next() as usize % used] += left as u16 / 2;
+                table[next() as usize % used] += (left - left / 2) as u16;
+                frequencies.push(table);
+            }
+            let set = TableSet::build(precision, 0, [1; CONTEXTS], &frequencies);
+            for lanes in [1, 2, 4, 8, 16, 32] {
+                for count in [0usize, 1, 31, 32, 33, 5000] {
+                    let tables: Vec<u8> = (0..count).map(|_| 1 + (next() % 5) as u8).collect();
+                    let tokens: Vec<u8> = tables
+                        .iter()
+                        .map(|t| {
+                            let slot = next() % (1 << precision);
+                            (set.slots()[(usize::from(t - 1) << precision) + slot as usize] & 0xff)
+                                as u8
+                        })
+                        .collect();
+                    let mut out = Vec::new();
+                    encode(&tables, &tokens, &set, lanes, &mut Vec::new(), &mut out);
+                    let mut stream = Stream::new(&out, lanes).unwrap();
+                    let mut back = vec![0; count];
+                    let half = count / 2;
+                    stream.decode(&tables[..half], &set, lanes, 0, &mut back[..half]);
+                    stream.decode(&tables[half..], &set, lanes, half, &mut back[half..]);
+                    stream.finish(lanes).unwrap();
+                    assert_eq!(back, tokens);
+                }
+            }
+        }
     }
 }

@@ -1,72 +1,129 @@
-//! Row scales: four times log2 of a row's mean absolute update, stored as differences from row to row.
+//! Row scales: four times log2 of a row's mean absolute update, coded as differences from row to row.
 
 use crate::{
-    bits::{put_varint, take_varint},
+    bits::{put_varint, take_bytes, take_size},
     error::{CodecError, corrupt},
-    pack,
+    rc::{Bit, Coder, Decoder, Encoder, Number},
 };
 
 /// The scale of a row in which nothing changed.
 pub(crate) const UNCHANGED: i16 = i16::MIN;
+/// Scales are within this of zero.
+const LIMIT: i32 = 16_000;
 
-/// Appends the scales. One scale for all rows (`uniform`) is stored once, with the rows that changed not told apart.
-pub(crate) fn put(scales: &[i16], out: &mut Vec<u8>) {
-    let mut bytes = Vec::with_capacity(scales.len());
-    let mut last = 0i16;
-    for scale in scales {
-        // 0: unchanged, 255: a large step follows as a varint, else a zigzag step + 1.
-        if *scale == UNCHANGED {
-            bytes.push(0);
-            continue;
+/// The model of scales as it stands after some rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    unchanged: [Bit; 2],
+    was_unchanged: bool,
+    moved: [Bit; 2],
+    had_moved: bool,
+    down: [Bit; 3],
+    went: usize,
+    step: Number,
+    last: i32,
+    first: bool,
+}
+
+impl Model {
+    pub(crate) fn new() -> Self {
+        Self {
+            unchanged: [Bit::mostly_zero(); 2],
+            was_unchanged: false,
+            moved: [Bit::mostly_zero(), Bit::default()],
+            had_moved: false,
+            down: [Bit::default(); 3],
+            went: 0,
+            step: Number::default(),
+            last: 0,
+            first: true,
         }
-        let step = i32::from(*scale) - i32::from(last);
-        let zigzag = ((step << 1) ^ (step >> 31)).cast_unsigned();
-        match u8::try_from(zigzag + 1) {
-            Ok(small) if small < 255 => bytes.push(small),
-            _ => {
-                bytes.push(255);
-                put_varint(&mut bytes, u64::from(zigzag));
-            }
-        }
-        last = *scale;
     }
-    out.extend_from_slice(&pack::pack(&bytes));
+
+    /// The scale of the last changed row.
+    pub(crate) fn last(&self) -> Option<i32> {
+        (!self.first).then_some(self.last)
+    }
+
+    /// Bits that `scale` would take next.
+    pub(crate) fn cost(&self, scale: i32) -> f32 {
+        if self.first {
+            return 0.0;
+        }
+        let step = scale - self.last;
+        let moved = self.moved[usize::from(self.had_moved)];
+        if step == 0 {
+            return moved.cost(false);
+        }
+        moved.cost(true)
+            + self.down[self.went].cost(step < 0)
+            + self.step.cost(step.unsigned_abs() - 1)
+    }
+
+    /// Codes one scale.
+    pub(crate) fn code<C: Coder>(&mut self, coder: &mut C, scale: i16) -> Result<i16, CodecError> {
+        let unchanged = coder.bit(
+            &mut self.unchanged[usize::from(self.was_unchanged)],
+            scale == UNCHANGED,
+        )?;
+        self.was_unchanged = unchanged;
+        if unchanged {
+            return Ok(UNCHANGED);
+        }
+        let step = i32::from(scale).wrapping_sub(self.last);
+        let moved = coder.bit(&mut self.moved[usize::from(self.had_moved)], step != 0)?;
+        if moved {
+            let down = coder.bit(&mut self.down[self.went], step < 0)?;
+            let size = self
+                .step
+                .code(coder, step.unsigned_abs().wrapping_sub(1))?
+                .saturating_add(1);
+            let size = i32::try_from(size).unwrap_or(i32::MAX);
+            self.last = if down {
+                self.last.saturating_sub(size)
+            } else {
+                self.last.saturating_add(size)
+            };
+            if !(-LIMIT..=LIMIT).contains(&self.last) {
+                return Err(corrupt("a row scale is out of range"));
+            }
+            self.went = 1 + usize::from(down);
+        } else {
+            self.went = 0;
+        }
+        // The first scale is far from zero by nature; what follows it learns from nothing.
+        self.had_moved = moved && !self.first;
+        self.first = false;
+        i16::try_from(self.last).map_err(|_| corrupt("a row scale is out of range"))
+    }
+}
+
+/// Appends the scales.
+pub(crate) fn put(scales: &[i16], out: &mut Vec<u8>) {
+    let mut coder = Encoder::new();
+    let mut model = Model::new();
+    for scale in scales {
+        let _infallible = model.code(&mut coder, *scale);
+    }
+    let coded = coder.finish();
+    put_varint(out, coded.len() as u64);
+    out.extend_from_slice(&coded);
 }
 
 /// Takes `rows` scales off the front of `data`.
 pub(crate) fn take(data: &mut &[u8], rows: usize) -> Result<Vec<i16>, CodecError> {
-    let bytes = pack::unpack(data, rows.saturating_mul(4))?;
-    let mut bytes = bytes.as_slice();
-    let mut last = 0i32;
-    let mut scales = Vec::with_capacity(rows.min(bytes.len()));
+    let length = take_size(data, data.len())?;
+    let mut coder = Decoder::new(take_bytes(data, length)?);
+    let mut model = Model::new();
+    // Grown as the coder gives them: a hostile row count without data to back it ends in an error first.
+    let mut scales = Vec::with_capacity(rows.min(1 << 12));
     for _ in 0..rows {
-        let first = crate::bits::take_byte(&mut bytes)?;
-        let zigzag = match first {
-            0 => {
-                scales.push(UNCHANGED);
-                continue;
-            }
-            255 => u32::try_from(take_varint(&mut bytes)?)
-                .map_err(|_| corrupt("a row scale is out of range"))?,
-            small => u32::from(small) - 1,
-        };
-        let step = (zigzag >> 1).cast_signed() ^ -(zigzag & 1).cast_signed();
-        last = last.wrapping_add(step);
-        scales.push(
-            i16::try_from(last)
-                .ok()
-                .filter(|s| *s != UNCHANGED)
-                .ok_or_else(|| corrupt("a row scale is out of range"))?,
-        );
+        scales.push(model.code(&mut coder, 0)?);
     }
-    if bytes.is_empty() {
-        Ok(scales)
-    } else {
-        Err(corrupt("too many row scales"))
-    }
+    Ok(scales)
 }
 
-/// The scale of a mean absolute update; at least that of something that did change.
+/// The scale of a mean absolute update in ulps of exponent 0.
 pub(crate) fn quantise(mean: f64) -> i16 {
     if mean > 0.0 && mean.is_finite() {
         rounded(4.0 * mean.log2())
@@ -75,10 +132,7 @@ pub(crate) fn quantise(mean: f64) -> i16 {
     }
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "4 log2 of a finite float is within +-4400"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "clamped")]
 fn rounded(x: f64) -> i16 {
     x.round().clamp(-8000.0, 8000.0) as i16
 }

@@ -1,103 +1,72 @@
-//! Symbols for differences of any width: small ones directly with their sign, large ones as a bucket plus raw bits.
+//! Tokens: the alphabet of differences. A token is a signed byte; small differences are their own token, larger ones share a
+//! token with their neighbours and are told apart by raw bits.
+//!
+//! With `direct` and `sub` of the word's width: a difference `d` with `|d| <= direct` has the token `d`. A larger magnitude
+//! `a` lies in the bucket `i = (octave << sub) + next`, where `octave = floor(log2 a) - log2(direct + 1)` and `next` is
+//! the `sub` bits after `a`'s leading one; its token is `direct + 1 + i`, negated for a negative difference, and the remaining
+//! bits of `a` are raw.
 
-use crate::{
-    bits::{BitReader, BitWriter},
-    word::bits,
-};
+use crate::word::bits;
 
-/// The symbol of differences that have no other: followed by all bits of the word.
-pub(crate) const ESCAPE: u16 = 255;
-/// Symbols of the alphabet.
-pub(crate) const SYMBOLS: usize = 256;
-
-/// Magnitudes below `1 << direct` have symbols of their own; a larger one is its bit length, the `sub` bits after the
-/// leading one, and raw bits (the rest, then the sign).
-const fn shape(width: usize) -> (u32, u32) {
+/// log2(direct + 1) and sub-buckets' bits, by the width of the word. Every difference of the width has a token.
+pub(crate) const fn shape(width: usize) -> (u32, u32) {
     match width {
         1 => (7, 0),
-        2 => (6, 3),
-        4 => (4, 3),
-        _ => (3, 1),
+        2 => (5, 3),
+        4 => (4, 2),
+        _ => (6, 0),
     }
 }
 
-/// The symbol of difference `d` in words of `W` bytes.
+/// The token of difference `d` in words of `W` bytes, as an index 0..256 (the two's complement byte).
 #[inline(always)]
-pub(crate) fn symbol<const W: usize>(d: i64) -> u16 {
-    let (direct, sub) = const { shape(W) };
+pub(crate) fn token<const W: usize>(d: i64) -> u8 {
+    let (log, sub) = const { shape(W) };
     let a = d.unsigned_abs();
-    let number = if a < 1 << direct {
-        2 * a - u64::from(d > 0)
-    } else if W == 1 {
-        u64::from(ESCAPE)
+    let t = if a >> log == 0 || W == 1 {
+        a
     } else {
         let e = 63 - a.leading_zeros();
-        if e >= bits::<W>() {
-            u64::from(ESCAPE)
-        } else {
-            (2 << direct) - 1
-                + (u64::from(e - direct) << sub)
-                + ((a >> (e - sub)) & ((1 << sub) - 1))
-        }
+        (1 << log) + (u64::from(e - log) << sub) + ((a >> (e - sub)) & ((1 << sub) - 1))
     };
-    u16::try_from(number).unwrap_or(ESCAPE)
+    let t = t.to_le_bytes()[0];
+    if d < 0 { t.wrapping_neg() } else { t }
 }
 
-/// Raw bits that follow a symbol.
+/// Raw bits that follow a token.
 #[inline(always)]
-pub(crate) fn raw_bits<const W: usize>(symbol: u16) -> u32 {
-    let (direct, sub) = const { shape(W) };
-    if symbol == ESCAPE {
-        return bits::<W>();
+pub(crate) fn raw_bits<const W: usize>(token: u8) -> u32 {
+    let (log, sub) = const { shape(W) };
+    if W == 1 {
+        return 0;
     }
-    let first = (2u32 << direct) - 1;
-    match u32::from(symbol).checked_sub(first) {
+    let t = u32::from(token.cast_signed().unsigned_abs());
+    match t.checked_sub(1 << log) {
         None => 0,
-        Some(bucket) => direct + (bucket >> sub) - sub + 1,
+        // -128 is no token; it is read as the largest bucket.
+        Some(i) => ((i >> sub) + log - sub).min(bits::<W>() - 1),
     }
 }
 
-/// Appends the raw bits of `d`.
+/// The raw bits of `d`, whose token has `count` of them.
 #[inline(always)]
-pub(crate) fn put_raw<const W: usize>(symbol: u16, d: i64, out: &mut BitWriter<'_>) {
-    let count = raw_bits::<W>(symbol);
-    if symbol == ESCAPE {
-        out.put(d.cast_unsigned(), count);
-    } else if count > 0 {
-        let low = d.unsigned_abs() & ((1 << (count - 1)) - 1);
-        out.put(low | u64::from(d < 0) << (count - 1), count);
-    }
+pub(crate) fn raw(d: i64, count: u32) -> u64 {
+    d.unsigned_abs() & ((1u64 << count) - 1)
 }
 
-/// The difference of a symbol and the raw bits that follow it.
+/// The difference of a token and its raw bits.
 #[inline(always)]
-pub(crate) fn value<const W: usize>(symbol: u16, raw: &mut BitReader<'_>) -> i64 {
-    let (direct, sub) = const { shape(W) };
-    let first = (2u64 << direct) - 1;
-    let number = u64::from(symbol);
-    if symbol == ESCAPE {
-        let shift = 64 - bits::<W>();
-        (raw.take(bits::<W>()) << shift).cast_signed() >> shift
-    } else if number < first {
-        let a = number.div_ceil(2).cast_signed();
-        if number & 1 == 1 { a } else { -a }
-    } else {
-        let count = raw_bits::<W>(symbol);
-        let bucket = number - first;
-        let e = u64::from(direct) + (bucket >> sub);
-        let rest = raw.take(count);
-        let low = rest & ((1 << (count - 1)) - 1);
-        // A hostile table may name buckets that no encoder uses; their values wrap and the checksum of the file catches them.
-        let a = 1u64.wrapping_shl(u32::try_from(e).unwrap_or(0))
-            | ((bucket & ((1 << sub) - 1)) << (count - 1))
-            | low;
-        let a = a.cast_signed();
-        if rest >> (count - 1) == 1 {
-            a.wrapping_neg()
-        } else {
-            a
-        }
+pub(crate) fn value<const W: usize>(token: u8, raw: u64) -> i64 {
+    let (log, sub) = const { shape(W) };
+    let signed = token.cast_signed();
+    let t = u64::from(signed.unsigned_abs());
+    if W == 1 || t < 1 << log {
+        return i64::from(signed);
     }
+    let i = t - (1 << log);
+    let lead = ((1 << sub) | (i & ((1 << sub) - 1))) << raw_bits::<W>(token);
+    let a = (lead | raw).cast_signed();
+    if signed < 0 { a.wrapping_neg() } else { a }
 }
 
 #[cfg(test)]
@@ -105,26 +74,22 @@ mod tests {
     use super::*;
 
     fn round_trip<const W: usize>(d: i64) {
-        let mut out = Vec::new();
-        let mut writer = BitWriter::new(&mut out);
-        let s = symbol::<W>(d);
-        put_raw::<W>(s, d, &mut writer);
-        writer.finish();
-        let mut reader = BitReader::new(&out);
-        assert_eq!(value::<W>(s, &mut reader), d, "{d} as {s}");
-        assert!(reader.is_spent());
+        let t = token::<W>(d);
+        let n = raw_bits::<W>(t);
+        assert_eq!(value::<W>(t, raw(d, n)), d, "{d} as {t}");
     }
 
     #[test]
     fn every_difference_comes_back() {
-        for d in i64::from(i8::MIN)..=i64::from(i8::MAX) {
-            round_trip::<1>(d);
-        }
-        for d in i64::from(i16::MIN)..=i64::from(i16::MAX) {
-            round_trip::<2>(d);
-        }
+        (i64::from(i8::MIN)..=i64::from(i8::MAX)).for_each(round_trip::<1>);
+        (i64::from(i16::MIN)..=i64::from(i16::MAX)).for_each(round_trip::<2>);
         for shift in 0..63 {
-            for d in [(1i64 << shift) - 1, 1 << shift, (1 << shift) + 1] {
+            for d in [
+                (1i64 << shift) - 1,
+                1 << shift,
+                (1 << shift) + 1,
+                3 << shift >> 1,
+            ] {
                 if shift < 31 {
                     round_trip::<4>(d);
                     round_trip::<4>(-d);

@@ -1,0 +1,270 @@
+//! Strips: runs of words that are coded on their own. A block is a sequence of them.
+//!
+//! A strip is coded in passes, each of which a CPU's vectors and a GPU's warp can do for many words at a time: the table of
+//! every word from the row's scale and the prediction's exponent; the tokens of the words that are not cold; the words from
+//! prediction, token and raw bits; the patches.
+
+use std::ops::Range;
+
+use crate::{
+    bits::{BitReader, BitWriter, put_varint, take_byte, take_bytes, take_size},
+    context::{Exponent, Window},
+    error::{CodecError, corrupt},
+    options::Scratch,
+    patches,
+    rans::{self, LANES, Stream},
+    scales::UNCHANGED,
+    tables::{COLD, TableSet},
+    token,
+    word::{difference, load, mask, order, store, unorder},
+};
+
+/// What a strip's first byte says besides the number of lanes (bits 0 to 2: its log2).
+const CODED: u8 = 8;
+const RAW: u8 = 16;
+const PATCHED: u8 = 32;
+
+/// What coding needs to know of the tensor.
+pub(crate) struct Plan<'a> {
+    pub(crate) set: &'a TableSet,
+    pub(crate) exponent: Exponent,
+    /// Words are compared in the order of floats.
+    pub(crate) float: bool,
+    /// Words of a row.
+    pub(crate) row: usize,
+    /// Scale of each row.
+    pub(crate) scales: &'a [i16],
+}
+
+impl Plan<'_> {
+    /// The rows (or parts of them) in a range of words, as ranges relative to its start, with their maps of exponents to tables;
+    /// `None` for an unchanged row.
+    pub(crate) fn rows(
+        &self,
+        words: Range<usize>,
+    ) -> impl Iterator<Item = (Range<usize>, Option<Window>)> {
+        let mut at = words.start;
+        let mut last: Option<(i16, Window)> = None;
+        std::iter::from_fn(move || {
+            if at >= words.end {
+                return None;
+            }
+            let row = at / self.row.max(1);
+            let end = words
+                .end
+                .min(row.saturating_add(1).saturating_mul(self.row.max(1)));
+            let range = at - words.start..end - words.start;
+            at = end;
+            let scale = self.scales.get(row).copied().unwrap_or(UNCHANGED);
+            if scale == UNCHANGED {
+                return Some((range, None));
+            }
+            let window = match last {
+                Some((s, window)) if s == scale => window,
+                _ => Window::new(i32::from(scale), self.set.first(), self.set.map()),
+            };
+            last = Some((scale, window));
+            Some((range, Some(window)))
+        })
+    }
+}
+
+/// Lanes of a strip that takes about `bits`: each lane costs some three bytes.
+fn lanes(bits: u64) -> usize {
+    match bits {
+        0..1_000 => 1,
+        1_000..4_000 => 4,
+        4_000..9_000 => 8,
+        _ => LANES,
+    }
+}
+
+/// Appends the words `words` of a tensor as a strip. `target` and `prediction` hold just these words.
+pub(crate) fn encode<const W: usize>(
+    plan: &Plan<'_>,
+    words: Range<usize>,
+    target: &[u8],
+    prediction: &[u8],
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) {
+    let count = words.len();
+    let Scratch {
+        tables,
+        tokens,
+        words: coder_words,
+        bytes,
+        patches,
+        ..
+    } = scratch;
+    tables.clear();
+    tokens.clear();
+    bytes.clear();
+    patches.clear();
+    let mut raw = BitWriter::new(bytes);
+    let mut bits = 0u64;
+    for (range, window) in plan.rows(words) {
+        let Some(window) = window else { continue };
+        for i in range {
+            let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
+            let table = window.get(plan.exponent.field(p));
+            let d = difference::<W>(order::<W>(t, plan.float), order::<W>(p, plan.float));
+            if table == COLD {
+                if d != 0 {
+                    patches.push((u32::try_from(i).unwrap_or(0), d));
+                }
+                continue;
+            }
+            let mut token = token::token::<W>(d);
+            if plan.set.intervals(table)[usize::from(token)].frequency == 0 {
+                patches.push((u32::try_from(i).unwrap_or(0), d));
+                token = 0;
+            }
+            let n = token::raw_bits::<W>(token);
+            if n > 0 {
+                raw.put(token::raw(d, n), n);
+            }
+            bits += u64::from(token != 0) * 4;
+            tables.push(table);
+            tokens.push(token);
+        }
+    }
+    raw.finish();
+    let lanes = lanes(bits + tables.len() as u64 / 16);
+    let first = out.len();
+    out.push(u8::try_from(lanes.trailing_zeros()).unwrap_or(0));
+    if !bytes.is_empty() {
+        out[first] |= RAW;
+        put_varint(out, bytes.len() as u64);
+    }
+    let mut patched = std::mem::take(&mut scratch.side);
+    patched.clear();
+    patches::put(patches, count, &mut patched);
+    if !patched.is_empty() {
+        out[first] |= PATCHED;
+        put_varint(out, patched.len() as u64);
+    }
+    if tokens.iter().any(|t| *t != 0) {
+        out[first] |= CODED;
+        rans::encode(tables, tokens, plan.set, lanes, coder_words, out);
+    }
+    out.extend_from_slice(bytes);
+    out.extend_from_slice(&patched);
+    scratch.side = patched;
+}
+
+/// The parts of a strip.
+pub(crate) struct Parts<'a> {
+    pub(crate) lanes: usize,
+    /// The coder's states and words; `None`: every token is 0.
+    pub(crate) coded: Option<&'a [u8]>,
+    pub(crate) raw: &'a [u8],
+    pub(crate) patches: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    pub(crate) fn new(mut data: &'a [u8]) -> Result<Self, CodecError> {
+        let first = take_byte(&mut data)?;
+        if first & !(7 | CODED | RAW | PATCHED) != 0 || first & 7 > 5 {
+            return Err(corrupt("a strip begins with unknown flags"));
+        }
+        let left = data.len();
+        let raw = if first & RAW != 0 {
+            take_size(&mut data, left)?
+        } else {
+            0
+        };
+        let patched = if first & PATCHED != 0 {
+            take_size(&mut data, left)?
+        } else {
+            0
+        };
+        let coded = data
+            .len()
+            .checked_sub(raw)
+            .and_then(|n| n.checked_sub(patched))
+            .ok_or_else(|| corrupt("a strip ends early"))?;
+        let coder = take_bytes(&mut data, coded)?;
+        if first & CODED == 0 && !coder.is_empty() {
+            return Err(corrupt("a strip has more bytes than it says"));
+        }
+        Ok(Self {
+            lanes: 1 << (first & 7),
+            coded: (first & CODED != 0).then_some(coder),
+            raw: take_bytes(&mut data, raw)?,
+            patches: take_bytes(&mut data, patched)?,
+        })
+    }
+}
+
+/// Decodes a strip of the words `words` into `out`; `prediction` holds just these words.
+pub(crate) fn decode<const W: usize>(
+    plan: &Plan<'_>,
+    words: Range<usize>,
+    data: &[u8],
+    prediction: &[u8],
+    out: &mut [u8],
+    scratch: &mut Scratch,
+) -> Result<(), CodecError> {
+    let parts = Parts::new(data)?;
+    let count = words.len();
+    match parts.coded {
+        None => out.copy_from_slice(prediction),
+        Some(coded) => {
+            let mut stream = Stream::new(coded, parts.lanes)?;
+            let Scratch { tables, tokens, .. } = scratch;
+            tables.clear();
+            for (range, window) in plan.rows(words.clone()) {
+                let Some(window) = window else { continue };
+                tables.extend(
+                    range
+                        .map(|i| window.get(plan.exponent.field(load::<W>(prediction, i))))
+                        .filter(|t| *t != COLD),
+                );
+            }
+            tokens.clear();
+            tokens.resize(tables.len(), 0);
+            rans::decode(&mut stream, tables, plan.set, parts.lanes, tokens);
+            stream.finish(parts.lanes)?;
+            let mut raw = BitReader::new(parts.raw);
+            let mut tokens = tokens.iter();
+            for (range, window) in plan.rows(words) {
+                let Some(window) = window else {
+                    out[range.start * W..range.end * W]
+                        .copy_from_slice(&prediction[range.start * W..range.end * W]);
+                    continue;
+                };
+                for i in range {
+                    let p = load::<W>(prediction, i);
+                    let token = if window.get(plan.exponent.field(p)) == COLD {
+                        0
+                    } else {
+                        tokens.next().copied().unwrap_or(0)
+                    };
+                    let low = raw.take(token::raw_bits::<W>(token));
+                    store::<W>(
+                        out,
+                        i,
+                        moved::<W>(p, token::value::<W>(token, low), plan.float),
+                    );
+                }
+            }
+            if !raw.is_spent() {
+                return Err(corrupt("the raw bits do not end where they should"));
+            }
+        }
+    }
+    patches::take(parts.patches, count, |i, d| {
+        let p = load::<W>(prediction, i);
+        store::<W>(out, i, moved::<W>(p, d, plan.float));
+    })
+}
+
+/// The word at distance `d` from `p`.
+#[inline(always)]
+fn moved<const W: usize>(p: u64, d: i64, float: bool) -> u64 {
+    unorder::<W>(
+        order::<W>(p, float).wrapping_add(d.cast_unsigned()) & mask::<W>(),
+        float,
+    )
+}

@@ -1,0 +1,384 @@
+//! Tables from counts: contexts are joined into runs while that costs less than another table.
+
+use crate::{
+    context::CONTEXTS,
+    tables::{COLD, Frequencies, Interval, MAX_TABLES, TOKENS, TableSet},
+};
+
+/// Contexts counted before a set's window is chosen.
+pub(crate) const WIDE: usize = 256;
+/// The lowest context counted, in the unit of row scales.
+pub(crate) const WIDE_FIRST: i32 = -96;
+
+/// Counts of every token in every context.
+#[derive(Clone)]
+pub(crate) struct Histogram(Vec<[u32; TOKENS]>);
+
+impl Histogram {
+    pub(crate) fn new() -> Self {
+        Self(vec![[0; TOKENS]; WIDE])
+    }
+
+    #[inline(always)]
+    pub(crate) fn add(&mut self, scale: i32, exponent: i32, token: u8, count: u32) {
+        let c = scale
+            .saturating_sub(4 * exponent)
+            .saturating_sub(WIDE_FIRST)
+            .clamp(0, 255);
+        let cell = &mut self.0[usize::try_from(c).unwrap_or(0)][usize::from(token)];
+        *cell = cell.saturating_add(count);
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().flatten().zip(other.0.iter().flatten()) {
+            *mine = mine.saturating_add(*theirs);
+        }
+    }
+
+    /// Tokens counted.
+    pub(crate) fn total(&self) -> u64 {
+        self.0.iter().flatten().map(|c| u64::from(*c)).sum()
+    }
+
+    /// The counts by the contexts of a set.
+    fn window(&self, first: i32) -> Vec<[u32; TOKENS]> {
+        let mut out = vec![[0u32; TOKENS]; CONTEXTS];
+        for (wide, counts) in self.0.iter().enumerate() {
+            let c = i32::try_from(wide).unwrap_or(0) + WIDE_FIRST - first;
+            let c = usize::try_from(c.clamp(0, 55)).unwrap_or(0);
+            add(&mut out[c], counts);
+        }
+        out
+    }
+
+    /// The window of contexts that holds most of the information.
+    fn first(&self) -> i32 {
+        let bits: Vec<f64> = self.0.iter().map(entropy).collect();
+        let best = (0..WIDE - CONTEXTS).max_by(|a, b| {
+            let sum = |i: usize| bits[i..i + CONTEXTS].iter().sum::<f64>();
+            sum(*a).total_cmp(&sum(*b)).then(b.cmp(a))
+        });
+        i32::try_from(best.unwrap_or(0)).unwrap_or(0) + WIDE_FIRST
+    }
+
+    /// Estimated bits of the counted tokens with the tables of `set`; raw bits are not counted.
+    pub(crate) fn cost(&self, set: &TableSet) -> f64 {
+        let mut total = 0.0;
+        for (context, counts) in self.window(set.first()).iter().enumerate() {
+            total += match set.map()[context] {
+                COLD => cold_cost(counts),
+                table => cross_entropy(counts, set.intervals(table), set.precision()),
+            };
+        }
+        total
+    }
+}
+
+fn add(sum: &mut [u32; TOKENS], more: &[u32; TOKENS]) {
+    for (a, b) in sum.iter_mut().zip(more) {
+        *a = a.saturating_add(*b);
+    }
+}
+
+fn total(counts: &[u32; TOKENS]) -> f64 {
+    counts.iter().map(|c| f64::from(*c)).sum()
+}
+
+fn entropy(counts: &[u32; TOKENS]) -> f64 {
+    let total = total(counts);
+    counts
+        .iter()
+        .filter(|c| **c > 0)
+        .map(|c| f64::from(*c) * (total / f64::from(*c)).log2())
+        .sum()
+}
+
+/// Bits of the changes in `counts` stored as patches: a distance and a value each.
+fn cold_cost(counts: &[u32; TOKENS]) -> f64 {
+    let total = total(counts);
+    let changed = total - f64::from(counts[0]);
+    if changed == 0.0 {
+        return 0.0;
+    }
+    let values: f64 = counts
+        .iter()
+        .enumerate()
+        .skip(1)
+        .filter(|(_, n)| **n > 0)
+        .map(|(token, n)| f64::from(*n) * (1.5 + 1.5 * f64::from(magnitude(token)).log2()))
+        .sum();
+    changed * ((total / changed).log2() + 1.0 + 1.5) + values
+}
+
+/// The magnitude of a token.
+fn magnitude(token: usize) -> u8 {
+    u8::try_from(token)
+        .unwrap_or(0)
+        .cast_signed()
+        .unsigned_abs()
+}
+
+fn cross_entropy(counts: &[u32; TOKENS], table: &[Interval; TOKENS], precision: u32) -> f64 {
+    let whole = f64::from(1u32 << precision);
+    let patched = (whole / f64::from(table[0].frequency.max(1))).log2() + PATCH_BITS;
+    counts
+        .iter()
+        .zip(table)
+        .filter(|(count, _)| **count > 0)
+        .map(|(count, interval)| {
+            f64::from(*count)
+                * if interval.frequency > 0 {
+                    (whole / f64::from(interval.frequency)).log2()
+                } else {
+                    patched
+                }
+        })
+        .sum()
+}
+
+/// What a patch of a rare token costs, about.
+const PATCH_BITS: f64 = 22.0;
+
+/// A run of contexts that share a table.
+struct Cluster {
+    contexts: std::ops::Range<usize>,
+    counts: [u32; TOKENS],
+    entropy: f64,
+}
+
+impl Cluster {
+    fn join(&mut self, next: &Self) {
+        self.contexts.end = next.contexts.end;
+        add(&mut self.counts, &next.counts);
+        self.entropy = entropy(&self.counts);
+    }
+}
+
+/// At most `limit` tables for `histogram`.
+pub(crate) fn train(histogram: &Histogram, limit: usize) -> TableSet {
+    let first = histogram.first();
+    let counts = histogram.window(first);
+    let mut clusters: Vec<Cluster> = Vec::new();
+    for (context, counts) in counts.iter().enumerate() {
+        let new = Cluster {
+            contexts: context..context + 1,
+            counts: *counts,
+            entropy: entropy(counts),
+        };
+        match clusters.last_mut() {
+            // A context never seen goes with its neighbour.
+            Some(last) if total(counts) == 0.0 || total(&last.counts) == 0.0 => last.join(&new),
+            _ => clusters.push(new),
+        }
+    }
+    // Contexts so rarely changed that patches are as small are not coded at all: they cost no time then either. Changes
+    // grow rarer with smaller scales, so they are a run at the lower end.
+    let cold = clusters
+        .iter()
+        .take_while(|c| total(&c.counts) > 0.0 && is_cold(&c.counts))
+        .count();
+    let mut cold: Vec<Cluster> = clusters.drain(..cold).collect();
+    let cold_end = cold.pop().map_or(0, |c| c.contexts.end);
+    merge(&mut clusters, limit.clamp(1, MAX_TABLES));
+    let mut map = [COLD; CONTEXTS];
+    for (number, cluster) in clusters.iter().enumerate() {
+        for entry in &mut map[cluster.contexts.start.max(cold_end)..cluster.contexts.end] {
+            *entry = u8::try_from(number + 1).unwrap_or(1);
+        }
+    }
+    let build = |precision| {
+        let frequencies: Vec<_> = clusters
+            .iter()
+            .map(|c| normalise(&c.counts, precision, false))
+            .collect();
+        TableSet::build(precision, first, map, &frequencies)
+    };
+    let cost = |set: &TableSet| -> f64 {
+        clusters
+            .iter()
+            .enumerate()
+            .map(|(i, c)| {
+                cross_entropy(
+                    &c.counts,
+                    set.intervals(u8::try_from(i + 1).unwrap_or(1)),
+                    set.precision(),
+                )
+            })
+            .sum()
+    };
+    // Few bits keep the decoder's tables in the nearest cache; sparse deltas need more to give "unchanged" its due.
+    let best = build(12);
+    let target = cost(&best) * 1.003;
+    for precision in [10, 11] {
+        let set = build(precision);
+        if cost(&set) <= target {
+            return set;
+        }
+    }
+    best
+}
+
+fn is_cold(counts: &[u32; TOKENS]) -> bool {
+    let n = total(counts);
+    if n - f64::from(counts[0]) > n / 16.0 {
+        return false;
+    }
+    // A little ratio is given for the time that uncoded words save.
+    cold_cost(counts) <= entropy(counts) + 0.006 * n
+}
+
+fn merge(clusters: &mut Vec<Cluster>, limit: usize) {
+    let loss = |a: &Cluster, b: &Cluster| {
+        let mut counts = a.counts;
+        add(&mut counts, &b.counts);
+        let used = |c: &Cluster| c.counts.iter().filter(|n| **n > 0).count() as f64;
+        // About what storing the smaller table costs: its tokens at some four bits each, against the bits its merger costs.
+        entropy(&counts) - a.entropy - b.entropy - used(a).min(used(b)) * 4.0 - 16.0
+    };
+    let mut losses: Vec<f64> = clusters.windows(2).map(|p| loss(&p[0], &p[1])).collect();
+    while let Some((i, least)) = losses
+        .iter()
+        .copied()
+        .enumerate()
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+    {
+        if least >= 0.0 && clusters.len() <= limit {
+            break;
+        }
+        let next = clusters.remove(i + 1);
+        clusters[i].join(&next);
+        losses.remove(i);
+        if i > 0 {
+            losses[i - 1] = loss(&clusters[i - 1], &clusters[i]);
+        }
+        if i < losses.len() {
+            losses[i] = loss(&clusters[i], &clusters[i + 1]);
+        }
+    }
+}
+
+/// Frequencies that add up to `1 << precision`: at least one for 0 and for one other token.
+fn normalise(counts: &[u32; TOKENS], precision: u32, all: bool) -> Frequencies {
+    let whole = 1u32 << precision;
+    // Counts come from a sample: a token never seen between two that were is lent a little.
+    let smooth: [f64; TOKENS] = std::array::from_fn(|i| {
+        let (below, above) = (counts[(i + 255) & 255], counts[(i + 1) & 255]);
+        // The largest positive and the largest negative token are no neighbours.
+        let lent = if (127..=129).contains(&i) || counts[i] > 0 {
+            0.0
+        } else {
+            0.1 * f64::from(below.min(above))
+        };
+        f64::from(counts[i]) + lent
+    });
+    let sum: f64 = smooth.iter().sum::<f64>().max(1.0);
+    let mut out: Frequencies = std::array::from_fn(|i| {
+        let exact = smooth[i] * f64::from(whole) / sum;
+        // Tokens that would get a small part of a slot are cheaper as patches.
+        if exact < 0.1 && !(all && counts[i] > 0) {
+            0
+        } else {
+            rounded(exact).max(1)
+        }
+    });
+    out[0] = out[0].max(1);
+    if out.iter().filter(|f| **f > 0).count() < 2 {
+        out[1] = 1;
+    }
+    let mut sum: i64 = out.iter().map(|f| i64::from(*f)).sum();
+    let whole = i64::from(whole);
+    while sum != whole {
+        // Give to or take from where one slot changes the cost least.
+        let best = (0..TOKENS)
+            .filter(|i| {
+                if sum > whole {
+                    out[*i] > 1
+                } else {
+                    out[*i] > 0 && i64::from(out[*i]) + 1 < whole
+                }
+            })
+            .map(|i| {
+                let f = f64::from(out[i]);
+                (
+                    i,
+                    if sum > whole {
+                        smooth[i] * (f / (f - 1.0)).ln()
+                    } else {
+                        -smooth[i] * ((f + 1.0) / f).ln()
+                    },
+                )
+            })
+            .min_by(|a, b| a.1.total_cmp(&b.1))
+            .map_or(0, |b| b.0);
+        if sum > whole {
+            out[best] -= 1;
+            sum -= 1;
+        } else {
+            out[best] += 1;
+            sum += 1;
+        }
+    }
+    out
+}
+
+/// Frequencies, of precision 12, in which every token that occurs has a part (and 0 and 1 do).
+pub(crate) fn normalise_all(counts: &[u32; TOKENS]) -> Frequencies {
+    normalise(counts, 12, true)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "within 0..=4096"
+)]
+fn rounded(x: f64) -> u16 {
+    x.round().clamp(0.0, 4096.0) as u16
+}
+
+/// Bits of each token by exponent step: what row scales are chosen by, in 1/64 bit.
+pub(crate) struct Lengths {
+    first: i32,
+    bits: Vec<[u16; TOKENS]>,
+}
+
+impl Lengths {
+    pub(crate) fn new(set: &TableSet) -> Self {
+        let whole = f64::from(1u32 << set.precision());
+        let bits = (0..CONTEXTS)
+            .map(|context| match set.map()[context] {
+                COLD => std::array::from_fn(|t| if t == 0 { 0 } else { 14 * 64 }),
+                table => {
+                    let intervals = set.intervals(table);
+                    std::array::from_fn(|t| {
+                        let f = intervals[t].frequency;
+                        let bits = if f > 0 {
+                            (whole / f64::from(f)).log2()
+                        } else {
+                            (whole / f64::from(intervals[0].frequency.max(1))).log2() + PATCH_BITS
+                        };
+                        rounded_bits(bits * 64.0)
+                    })
+                }
+            })
+            .collect();
+        Self {
+            first: set.first(),
+            bits,
+        }
+    }
+
+    /// The lengths of all tokens for a weight of `exponent` in a row of `scale`.
+    #[inline(always)]
+    pub(crate) fn of(&self, scale: i32, exponent: i32) -> &[u16; TOKENS] {
+        &self.bits[crate::context::context(scale, exponent, self.first)]
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped"
+)]
+fn rounded_bits(x: f64) -> u16 {
+    x.clamp(0.0, 60_000.0) as u16
+}
