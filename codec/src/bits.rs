@@ -54,8 +54,22 @@ impl<'a> BitReader<'a> {
     }
 
     /// The next `bits` (at most 64).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(&mut self, bits: u32) -> u64 {
+        let byte = self.at / 8;
+        if bits <= 56
+            && let Some(near) = self.data.get(byte..).and_then(|d| d.first_chunk::<8>())
+        {
+            let value = u64::from_le_bytes(*near) >> (self.at % 8);
+            self.at += bits as usize;
+            return value & ((1 << bits) - 1);
+        }
+        self.take_slowly(bits)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_slowly(&mut self, bits: u32) -> u64 {
         if bits == 0 {
             return 0;
         }

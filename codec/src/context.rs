@@ -28,6 +28,17 @@ impl Exponent {
         }
     }
 
+    /// Shift and mask of the field.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn parts(self) -> (u32, u64) {
+        (self.shift, self.mask)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn from_parts(shift: u32, mask: u64) -> Self {
+        Self { shift, mask }
+    }
+
     /// The exponent field; denormals have the ulp of exponent 1.
     #[inline(always)]
     pub(crate) fn field(self, word: u64) -> i32 {

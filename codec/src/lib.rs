@@ -15,6 +15,8 @@
 //! # Ok::<(), sparse_codec::CodecError>(())
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod bits;
 mod block;
 mod buffer;
@@ -27,6 +29,7 @@ mod error;
 mod features;
 mod geometry;
 mod options;
+mod passes;
 mod patches;
 mod rans;
 mod rc;

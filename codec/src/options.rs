@@ -57,6 +57,10 @@ pub struct Scratch {
     pub(crate) tables: Vec<u8>,
     /// Token of each coded word.
     pub(crate) tokens: Vec<u8>,
+    /// Tables of some words, cold ones too.
+    pub(crate) dense: Vec<u8>,
+    /// Which words of each group are coded.
+    pub(crate) masks: Vec<u32>,
     /// Words of the coder.
     pub(crate) words: Vec<u16>,
     /// Raw bits, or a block that may be kept.

@@ -145,6 +145,14 @@ pub(crate) fn decode(
     lanes: usize,
     tokens: &mut [u8],
 ) {
+    #[cfg(target_arch = "x86_64")]
+    let done = if lanes == LANES && crate::avx2::available() {
+        // SAFETY: the CPU has AVX2, POPCNT and BMI1.
+        unsafe { crate::avx2::decode(stream, tables, set, tokens) }
+    } else {
+        0
+    };
+    #[cfg(not(target_arch = "x86_64"))]
     let done = 0;
     stream.decode(&tables[done..], set, lanes, done, &mut tokens[done..]);
 }

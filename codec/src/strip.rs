@@ -11,6 +11,7 @@ use crate::{
     context::{Exponent, Window},
     error::{CodecError, corrupt},
     options::Scratch,
+    passes::{self, GROUP, Spread},
     patches,
     rans::{self, LANES, Stream},
     scales::UNCHANGED,
@@ -68,6 +69,48 @@ impl Plan<'_> {
         })
     }
 }
+
+impl Plan<'_> {
+    /// Calls `each` with the tables of the words, [`CHUNK`] at a time.
+    pub(crate) fn tables<const W: usize>(
+        &self,
+        words: Range<usize>,
+        prediction: &[u8],
+        dense: &mut Vec<u8>,
+        mut each: impl FnMut(&[u8]),
+    ) {
+        dense.resize(CHUNK, 0);
+        let mut filled = 0;
+        for (range, window) in self.rows(words) {
+            let mut at = range.start;
+            while at < range.end {
+                let n = (range.end - at).min(CHUNK - filled);
+                let chunk = &mut dense[filled..filled + n];
+                match window {
+                    Some(window) => passes::fill::<W>(
+                        self.exponent,
+                        &window,
+                        &prediction[at * W..(at + n) * W],
+                        chunk,
+                    ),
+                    None => chunk.fill(COLD),
+                }
+                at += n;
+                filled += n;
+                if filled == CHUNK {
+                    each(dense);
+                    filled = 0;
+                }
+            }
+        }
+        if filled > 0 {
+            each(&dense[..filled]);
+        }
+    }
+}
+
+/// Words whose tables are found at a time: a multiple of [`GROUP`] that stays in the nearest cache.
+const CHUNK: usize = 4096;
 
 /// Lanes of a strip that takes about `bits`: each lane costs some three bytes.
 fn lanes(bits: u64) -> usize {
@@ -212,43 +255,35 @@ pub(crate) fn decode<const W: usize>(
         None => out.copy_from_slice(prediction),
         Some(coded) => {
             let mut stream = Stream::new(coded, parts.lanes)?;
-            let Scratch { tables, tokens, .. } = scratch;
+            let Scratch {
+                tables,
+                tokens,
+                masks,
+                dense,
+                ..
+            } = scratch;
             tables.clear();
-            for (range, window) in plan.rows(words.clone()) {
-                let Some(window) = window else { continue };
-                tables.extend(
-                    range
-                        .map(|i| window.get(plan.exponent.field(load::<W>(prediction, i))))
-                        .filter(|t| *t != COLD),
-                );
+            masks.clear();
+            plan.tables::<W>(words, prediction, dense, |tables_of| {
+                passes::pack(tables_of, tables, masks);
+            });
+            // Bytes behind the tokens let groups be read whole.
+            let coded = tables.len();
+            if tokens.len() < coded + GROUP {
+                tokens.resize(coded + GROUP, 0);
             }
-            tokens.clear();
-            tokens.resize(tables.len(), 0);
-            rans::decode(&mut stream, tables, plan.set, parts.lanes, tokens);
+            rans::decode(
+                &mut stream,
+                tables,
+                plan.set,
+                parts.lanes,
+                &mut tokens[..coded],
+            );
             stream.finish(parts.lanes)?;
             let mut raw = BitReader::new(parts.raw);
-            let mut tokens = tokens.iter();
-            for (range, window) in plan.rows(words) {
-                let Some(window) = window else {
-                    out[range.start * W..range.end * W]
-                        .copy_from_slice(&prediction[range.start * W..range.end * W]);
-                    continue;
-                };
-                for i in range {
-                    let p = load::<W>(prediction, i);
-                    let token = if window.get(plan.exponent.field(p)) == COLD {
-                        0
-                    } else {
-                        tokens.next().copied().unwrap_or(0)
-                    };
-                    let low = raw.take(token::raw_bits::<W>(token));
-                    store::<W>(
-                        out,
-                        i,
-                        moved::<W>(p, token::value::<W>(token, low), plan.float),
-                    );
-                }
-            }
+            let tokens = &tokens[..coded + GROUP];
+            let spread = Spread::of::<W>();
+            passes::rebuild::<W>(prediction, masks, tokens, &mut raw, plan.float, spread, out);
             if !raw.is_spent() {
                 return Err(corrupt("the raw bits do not end where they should"));
             }
@@ -262,7 +297,7 @@ pub(crate) fn decode<const W: usize>(
 
 /// The word at distance `d` from `p`.
 #[inline(always)]
-fn moved<const W: usize>(p: u64, d: i64, float: bool) -> u64 {
+pub(crate) fn moved<const W: usize>(p: u64, d: i64, float: bool) -> u64 {
     unorder::<W>(
         order::<W>(p, float).wrapping_add(d.cast_unsigned()) & mask::<W>(),
         float,

@@ -1,0 +1,191 @@
+//! The passes of a strip over its words: which table each word has, which words are coded, and the words from predictions and
+//! tokens. Portable; `avx2` holds twins for words of two and four bytes.
+
+use std::sync::LazyLock;
+
+use crate::{
+    bits::BitReader,
+    context::{Exponent, Window},
+    strip::moved,
+    tables::COLD,
+    token,
+    word::{load, store},
+};
+
+/// Words whose mask is one number.
+pub(crate) const GROUP: usize = 32;
+
+/// Values of tokens in words of one width.
+pub(crate) struct Spread {
+    /// Smallest magnitude of a token with raw bits.
+    pub(crate) direct: u8,
+    /// Raw bits of each token.
+    bits: [u8; 256],
+    /// Value without its raw bits: positive.
+    lead: [u64; 256],
+}
+
+impl Spread {
+    /// The values in words of this width.
+    pub(crate) fn of<const W: usize>() -> &'static Self {
+        static ALL: [LazyLock<Spread>; 4] = [
+            LazyLock::new(Spread::new::<1>),
+            LazyLock::new(Spread::new::<2>),
+            LazyLock::new(Spread::new::<4>),
+            LazyLock::new(Spread::new::<8>),
+        ];
+        &ALL[const { W.trailing_zeros() as usize & 3 }]
+    }
+
+    fn new<const W: usize>() -> Self {
+        let (log, _) = token::shape(W);
+        let byte = |t: usize| u8::try_from(t).unwrap_or(0);
+        Self {
+            direct: 1 << log,
+            bits: std::array::from_fn(|t| u8::try_from(token::raw_bits::<W>(byte(t))).unwrap_or(0)),
+            lead: std::array::from_fn(|t| token::value::<W>(byte(t), 0).unsigned_abs()),
+        }
+    }
+
+    /// The difference of a token, with its raw bits taken from `raw`.
+    #[inline(always)]
+    pub(crate) fn value(&self, token: u8, raw: &mut BitReader<'_>) -> i64 {
+        let low = raw.take(u32::from(self.bits[usize::from(token)]));
+        let a = (self.lead[usize::from(token)] | low).cast_signed();
+        let negative = i64::from(token.cast_signed() >> 7);
+        (a ^ negative).wrapping_sub(negative)
+    }
+}
+
+/// The tables of words, by their exponents.
+pub(crate) fn fill<const W: usize>(exponent: Exponent, window: &Window, prediction: &[u8], tables: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    let done = if (W == 2 || W == 4) && crate::avx2::available() {
+        // SAFETY: the CPU has AVX2.
+        unsafe { crate::avx2::fill::<W>(exponent, window, prediction, tables) }
+    } else {
+        0
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = 0;
+    fill_from::<W>(exponent, window, prediction, tables, done);
+}
+
+fn fill_from<const W: usize>(exponent: Exponent, window: &Window, prediction: &[u8], tables: &mut [u8], from: usize) {
+    for (i, table) in tables.iter_mut().enumerate().skip(from) {
+        *table = window.get(exponent.field(load::<W>(prediction, i)));
+    }
+}
+
+/// Appends the tables that are not cold to `coded`, and for each group of words a mask of them.
+pub(crate) fn pack(tables: &[u8], coded: &mut Vec<u8>, masks: &mut Vec<u32>) {
+    let whole = tables.len() / GROUP * GROUP;
+    let (groups, rest) = tables.split_at(whole);
+    #[cfg(target_arch = "x86_64")]
+    if crate::avx2::available() {
+        // SAFETY: the CPU has AVX2, POPCNT and BMI1.
+        unsafe { crate::avx2::pack(groups, coded, masks) };
+        return pack_portably(rest, coded, masks);
+    }
+    pack_portably(groups, coded, masks);
+    pack_portably(rest, coded, masks);
+}
+
+fn pack_portably(tables: &[u8], coded: &mut Vec<u8>, masks: &mut Vec<u32>) {
+    for group in tables.chunks(GROUP) {
+        let mut mask = 0;
+        for (i, table) in group.iter().enumerate() {
+            if *table != COLD {
+                mask |= 1u32 << i;
+                coded.push(*table);
+            }
+        }
+        masks.push(mask);
+    }
+}
+
+/// Makes words from predictions, tokens of the coded words (with at least [`GROUP`] bytes behind them) and raw bits.
+pub(crate) fn rebuild<const W: usize>(prediction: &[u8], masks: &[u32], tokens: &[u8], raw: &mut BitReader<'_>, float: bool, spread: &Spread, out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    let (groups, next) = if (W == 2 || W == 4) && crate::avx2::available() {
+        // SAFETY: the CPU has AVX2, POPCNT and BMI1.
+        unsafe { crate::avx2::rebuild::<W>(prediction, masks, tokens, raw, float, spread, out) }
+    } else {
+        (0, 0)
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let (groups, next) = (0, 0);
+    rebuild_from::<W>(prediction, masks, &tokens[next..], raw, float, spread, out, groups);
+}
+
+#[expect(clippy::too_many_arguments, reason = "the arguments of the pass, and where to begin")]
+fn rebuild_from<const W: usize>(
+    prediction: &[u8],
+    masks: &[u32],
+    tokens: &[u8],
+    raw: &mut BitReader<'_>,
+    float: bool,
+    spread: &Spread,
+    out: &mut [u8],
+    groups: usize,
+) {
+    let mut tokens = tokens.iter();
+    for i in groups * GROUP..prediction.len() / W {
+        let p = load::<W>(prediction, i);
+        let coded = masks.get(i / GROUP).is_some_and(|m| m >> (i % GROUP) & 1 == 1);
+        let token = if coded { tokens.next().copied().unwrap_or(0) } else { 0 };
+        store::<W>(out, i, moved::<W>(p, spread.value(token, raw), float));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::context::EXPONENTS;
+
+    fn check<const W: usize>(shift: u32, mask: u64, low: i32, entries: [u8; EXPONENTS], bytes: &[u8], tokens: &[u8], noise: &[u8], float: bool) {
+        let (exponent, window) = (Exponent::from_parts(shift, mask), Window { low, entries });
+        let words = bytes.len() / W;
+        let bytes = &bytes[..words * W];
+        let (mut tables, mut plain) = (vec![0; words], vec![0; words]);
+        fill::<W>(exponent, &window, bytes, &mut tables);
+        fill_from::<W>(exponent, &window, bytes, &mut plain, 0);
+        assert_eq!(tables, plain);
+        let (mut coded, mut masks) = (vec![7], vec![7]);
+        let (mut coded2, mut masks2) = (vec![7], vec![7]);
+        pack(&tables, &mut coded, &mut masks);
+        pack_portably(&tables, &mut coded2, &mut masks2);
+        assert_eq!((&coded, &masks), (&coded2, &masks2));
+        let masks = &masks[1..];
+        let mut tokens: Vec<u8> = tokens.iter().copied().cycle().take(coded.len() - 1).collect();
+        tokens.resize(tokens.len() + GROUP, 0);
+        let (mut out, mut out2) = (vec![0; bytes.len()], vec![0; bytes.len()]);
+        let (mut raw, mut raw2) = (BitReader::new(noise), BitReader::new(noise));
+        let spread = Spread::new::<W>();
+        rebuild::<W>(bytes, masks, &tokens, &mut raw, float, &spread, &mut out);
+        rebuild_from::<W>(bytes, masks, &tokens, &mut raw2, float, &spread, &mut out2, 0);
+        assert_eq!(out, out2);
+        assert_eq!(raw.is_spent(), raw2.is_spent());
+    }
+
+    proptest! {
+        #[test]
+        fn vectors_agree_with_the_portable_passes(
+            bytes in proptest::collection::vec(any::<u8>(), 0..1500),
+            tokens in proptest::collection::vec(any::<u8>(), 1..200),
+            noise in proptest::collection::vec(any::<u8>(), 0..1500),
+            entries in any::<[u8; EXPONENTS]>(), cold in any::<u16>(), low in -20..300i32, far in any::<bool>(), float in any::<bool>(),
+        ) {
+            let entries = std::array::from_fn(|i| if cold >> i & 1 == 1 { 0 } else { entries[i] % 64 });
+            let low = if far { low * 30_000 } else { low };
+            check::<1>(3, 15, low, entries, &bytes, &tokens, &noise, float);
+            check::<2>(7, 255, low, entries, &bytes, &tokens, &noise, float);
+            check::<2>(10, 31, low, entries, &bytes, &tokens, &noise, float);
+            check::<4>(23, 255, low, entries, &bytes, &tokens, &noise, float);
+            check::<4>(0, 0, low, entries, &bytes, &tokens, &noise, float);
+            check::<8>(52, 2047, low, entries, &bytes, &tokens, &noise, float);
+        }
+    }
+}
