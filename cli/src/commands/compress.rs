@@ -1,0 +1,93 @@
+//! `sparse compress`.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use serde_json::json;
+use sparse_delta::CompressOutcome;
+
+use super::print_json;
+use crate::args::Compress;
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::format;
+
+pub(super) async fn run(args: &Compress, context: &Context) -> Result<u8, Failure> {
+    let bar = context.bar();
+    let mut compress = sparse_delta::Compress::new(&args.base, &args.finetune)
+        .effort(args.effort)
+        .dry_run(args.dry_run)
+        .overwrite(args.overwrite)
+        .threads(context.global.threads)
+        .open_options(context.open_options(&bar))
+        .progress(bar.callback())
+        .cancel(context.cancel());
+    if let Some(output) = &args.output {
+        compress = compress.output(output);
+    }
+    let outcome = compress.stage().await?.commit().await?;
+    drop(bar);
+    if context.global.json {
+        print_json(&document(&outcome))?;
+    } else if context.talks() {
+        summary(&outcome)?;
+    } else {
+        writeln!(std::io::stdout(), "{}", outcome.path)?;
+    }
+    Ok(0)
+}
+
+fn document(outcome: &CompressOutcome) -> serde_json::Value {
+    let manifest = &outcome.manifest;
+    json!({
+        "status": outcome.status.name(),
+        "path": outcome.path,
+        "key": manifest.key,
+        "base": manifest.base_model_id,
+        "finetune": manifest.finetune_model_id,
+        "effort": manifest.effort,
+        "original_bytes": manifest.original_bytes,
+        "artifact_bytes": manifest.artifact_bytes,
+        "ratio": manifest.compression_ratio,
+        "total_params": manifest.total_params,
+        "changed_params": manifest.changed_params,
+        "seconds": outcome.metrics.elapsed.as_secs_f64(),
+        "tensors": outcome.tensors,
+    })
+}
+
+fn summary(outcome: &CompressOutcome) -> Result<(), Failure> {
+    let manifest = &outcome.manifest;
+    let mut out = std::io::stdout().lock();
+    let what = match outcome.status {
+        sparse_delta::Status::Created => "created",
+        sparse_delta::Status::Exists => "exists already, and is sound:",
+        sparse_delta::Status::DryRun => "dry run, nothing written to",
+    };
+    writeln!(out, "{what} {}", outcome.path)?;
+    writeln!(
+        out,
+        "  {} -> {}, ratio {:.2}, in {}",
+        format::bytes(manifest.original_bytes),
+        format::bytes(manifest.artifact_bytes),
+        manifest.compression_ratio,
+        format::time(outcome.metrics.elapsed, manifest.original_bytes),
+    )?;
+    let mut methods: BTreeMap<&str, u64> = BTreeMap::new();
+    for tensor in &outcome.tensors {
+        *methods.entry(&tensor.method).or_default() += 1;
+    }
+    let methods: Vec<String> = methods
+        .iter()
+        .map(|(method, tensors)| format!("{tensors} {method}"))
+        .collect();
+    writeln!(
+        out,
+        "  {} tensors ({}), {} of {} parameters changed",
+        manifest.num_layers,
+        methods.join(", "),
+        format::count(manifest.changed_params),
+        format::count(manifest.total_params),
+    )?;
+    Ok(())
+}

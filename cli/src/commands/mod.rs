@@ -1,0 +1,49 @@
+//! One module per command.
+
+mod completions;
+mod compress;
+mod diff;
+mod features;
+mod info;
+mod reconstruct;
+mod sql;
+mod verify;
+
+use std::io::Write as _;
+
+use crate::args::{Cli, Command};
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+
+/// Runs the command; returns the exit code.
+pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
+    let context = Context::new(cli.global, Interrupt::listen()?)?;
+    match &cli.command {
+        Command::Compress(args) => compress::run(args, &context).await,
+        Command::Reconstruct(args) => reconstruct::run(args, &context).await,
+        Command::Diff(args) => diff::run(args, &context).await,
+        Command::Info(args) => info::run(args, &context).await,
+        Command::Verify(args) => verify::run(args, &context).await,
+        Command::Sql(args) => sql::run(args, &context).await,
+        Command::Features(_) => features::run(&context),
+        Command::Completions(args) => completions::run(args),
+        Command::Page => {
+            write!(std::io::stdout(), "{}", crate::page::page())?;
+            Ok(0)
+        }
+    }
+}
+
+/// Prints a JSON document.
+fn print_json(document: &serde_json::Value) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(document)
+        .map_err(|error| Failure::failed(format!("cannot print JSON: {error}")))?;
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+/// A value as JSON; what is printed has no way to fail.
+fn json(value: impl serde::Serialize) -> serde_json::Value {
+    serde_json::to_value(value).unwrap_or_default()
+}

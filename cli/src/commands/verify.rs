@@ -1,0 +1,40 @@
+//! `sparse verify`.
+
+use std::io::Write as _;
+
+use serde_json::json;
+
+use super::print_json;
+use crate::args::Verify;
+use crate::context::Context;
+use crate::failure::Failure;
+
+pub(super) async fn run(args: &Verify, context: &Context) -> Result<u8, Failure> {
+    let bar = context.bar();
+    let mut verify = sparse_delta::Verify::new(&args.delta)
+        .threads(context.global.threads)
+        .open_options(context.open_options(&bar))
+        .progress(bar.callback())
+        .cancel(context.cancel());
+    if let Some(base) = &args.base {
+        verify = verify.base(base);
+    }
+    let checks = verify.run().await?;
+    drop(bar);
+    let failed = checks.iter().filter(|check| !check.ok).count();
+    if context.global.json {
+        print_json(&json!({ "ok": failed == 0, "failed": failed, "checks": checks }))?;
+    } else {
+        let mut out = std::io::stdout().lock();
+        for check in &checks {
+            if !check.ok || context.talks() {
+                let mark = if check.ok { "ok    " } else { "FAILED" };
+                writeln!(out, "{mark} {:<9} {}: {}", check.kind, check.item, check.detail)?;
+            }
+        }
+        if context.talks() {
+            writeln!(out, "{} checks, {failed} failed", checks.len())?;
+        }
+    }
+    Ok(if failed == 0 { 0 } else { 3 })
+}

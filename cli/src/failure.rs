@@ -1,0 +1,115 @@
+//! How a command ends that did not do what it was asked: one line for people, or JSON, and an exit code.
+
+use std::io;
+
+use datafusion::error::DataFusionError;
+use sparse_delta::DeltaError;
+use sparse_pipelines::PipelineError;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    /// The exit code of the process.
+    pub(crate) code: u8,
+    /// Nothing is said: whoever read the output has left.
+    silent: bool,
+}
+
+impl Failure {
+    /// The operation failed.
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self::new(message, 1)
+    }
+
+    /// What was asked for makes no sense.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(message, 2)
+    }
+
+    pub(crate) fn new(message: impl Into<String>, code: u8) -> Self {
+        Self {
+            message: message.into(),
+            code,
+            silent: false,
+        }
+    }
+
+    /// The message with something before it.
+    pub(crate) fn within(mut self, context: &str) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+
+    /// What an exit code means, in one word.
+    fn kind(&self) -> &'static str {
+        match self.code {
+            2 => "usage",
+            3 => "check_failed",
+            4 => "wrong_base",
+            5 => "corrupt",
+            6 => "not_found",
+            130 => "interrupted",
+            _ => "failed",
+        }
+    }
+
+    /// Says it on standard error.
+    pub(crate) fn report(&self, json: bool) {
+        if self.silent {
+            return;
+        }
+        if json {
+            let error = serde_json::json!({
+                "error": { "kind": self.kind(), "message": self.message, "exit_code": self.code }
+            });
+            eprintln!("{error}");
+        } else {
+            eprintln!("error: {}", self.message);
+        }
+    }
+}
+
+impl From<DeltaError> for Failure {
+    fn from(error: DeltaError) -> Self {
+        Self::new(error.to_string(), error.exit_code())
+    }
+}
+
+impl From<DataFusionError> for Failure {
+    fn from(error: DataFusionError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&DataFusionError> for Failure {
+    fn from(error: &DataFusionError) -> Self {
+        Self::new(
+            sparse_operators::error::message(error),
+            sparse_operators::error::exit_code(error),
+        )
+    }
+}
+
+impl From<PipelineError> for Failure {
+    fn from(error: PipelineError) -> Self {
+        match error {
+            PipelineError::Output { source, .. } => source.into(),
+            error => Self::usage(error.to_string()),
+        }
+    }
+}
+
+/// Only output is written with plain `io` results.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self {
+                message: String::new(),
+                code: 0,
+                silent: true,
+            };
+        }
+        Self::failed(format!("cannot write the output: {error}"))
+    }
+}

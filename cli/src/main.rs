@@ -1,0 +1,58 @@
+//! `sparse`: fine-tuned models as deltas of their base, on the command line and in SQL.
+
+mod args;
+mod commands;
+mod context;
+mod failure;
+mod format;
+mod interrupt;
+mod page;
+mod progress;
+mod shell;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::Cli;
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure.report(json);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, Failure> {
+    log_to_stderr(cli.global.log.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
+    let code = runtime.block_on(commands::run(cli));
+    // Work that was told to stop may still be between two blocks; nothing of it is visible, so nobody waits for it long.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    let code = code?;
+    std::io::stdout().flush()?;
+    Ok(code)
+}
+
+fn log_to_stderr(filter: Option<&str>) -> Result<(), Failure> {
+    let Some(filter) = filter else {
+        return Ok(());
+    };
+    let parsed = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| Failure::usage(format!("--log {filter}: {error}; try --log debug")))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(parsed)
+        .with_writer(std::io::stderr)
+        .init();
+    Ok(())
+}
