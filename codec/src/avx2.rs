@@ -4,19 +4,20 @@
 //! makes them read or write outside.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_loadl_epi64, _mm_loadu_si128, _mm_shuffle_epi8,
-    _mm_storel_epi64, _mm256_abs_epi8, _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256,
-    _mm256_blendv_epi8, _mm256_broadcastsi128_si256, _mm256_castsi256_ps,
-    _mm256_castsi256_si128, _mm256_cmpeq_epi8, _mm256_cmpeq_epi32, _mm256_cvtepi8_epi16,
-    _mm256_cvtepi8_epi32, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_extracti128_si256,
-    _mm256_i32gather_epi32, _mm256_loadu_si256, _mm256_max_epi16, _mm256_max_epi32,
-    _mm256_max_epu8, _mm256_min_epi16, _mm256_min_epi32, _mm256_min_epu8, _mm256_movemask_epi8,
-    _mm256_movemask_ps, _mm256_mullo_epi32, _mm256_or_si256, _mm256_packs_epi32,
-    _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setr_epi32, _mm256_setzero_si256,
-    _mm256_shuffle_epi8, _mm256_sll_epi32, _mm256_slli_epi32, _mm256_srai_epi16, _mm256_srai_epi32,
-    _mm256_srl_epi16, _mm256_srl_epi32, _mm256_srli_epi32, _mm256_storeu_si256, _mm256_sub_epi16,
-    _mm256_sub_epi32, _mm256_subs_epu8, _mm256_xor_si256, _mm_cvtsi32_si128,
+    __m256i, _mm_cvtsi32_si128, _mm_loadl_epi64, _mm_loadu_si128, _mm_shuffle_epi8, _mm_srli_si128,
+    _mm_storel_epi64, _mm_unpacklo_epi64, _mm256_abs_epi8, _mm256_abs_epi16, _mm256_abs_epi32,
+    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_andnot_si256, _mm256_blendv_epi8,
+    _mm256_broadcastsi128_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
+    _mm256_cmpeq_epi16, _mm256_cmpeq_epi32, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32,
+    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_extracti128_si256, _mm256_i32gather_epi32,
+    _mm256_loadu_si256, _mm256_max_epi16, _mm256_max_epi32, _mm256_max_epu8, _mm256_max_epu16,
+    _mm256_max_epu32, _mm256_min_epi16, _mm256_min_epi32, _mm256_min_epu8, _mm256_movemask_epi8,
+    _mm256_movemask_ps, _mm256_mullo_epi32, _mm256_or_si256, _mm256_packs_epi16,
+    _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
+    _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setr_epi32,
+    _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sll_epi32, _mm256_slli_epi32,
+    _mm256_srai_epi16, _mm256_srai_epi32, _mm256_srl_epi16, _mm256_srl_epi32, _mm256_srli_epi32,
+    _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_epi32, _mm256_subs_epu8, _mm256_xor_si256,
 };
 
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     context::{Exponent, Window},
     passes::{GROUP, Spread},
     rans::{LANES, LOWER, Stream},
+    strip::moved,
     tables::TableSet,
 };
 
@@ -87,19 +89,44 @@ const fn deals() -> [[u32; 8]; 256] {
 /// # Safety
 /// The CPU has AVX2, POPCNT and BMI1.
 #[target_feature(enable = "avx2,popcnt,bmi1")]
-pub(crate) unsafe fn decode(stream: &mut Stream<'_>, tables: &[u8], set: &TableSet, tokens: &mut [u8]) -> usize {
+pub(crate) unsafe fn decode(
+    stream: &mut Stream<'_>,
+    tables: &[u8],
+    set: &TableSet,
+    tokens: &mut [u8],
+) -> usize {
     let count = tables.len().min(tokens.len()) / LANES * LANES;
     let mut done = 0;
     // The last words are read from a copy with room behind it, where a damaged stream finds zeros.
     let inner = stream.words.len().saturating_sub(MARGIN);
-    let (consumed, n) = unsafe { groups(&mut stream.states, stream.words, inner, &tables[..count], set, &mut tokens[..count]) };
+    // SAFETY: the CPU has what it takes.
+    let (consumed, n) = unsafe {
+        groups(
+            &mut stream.states,
+            stream.words,
+            inner,
+            &tables[..count],
+            set,
+            &mut tokens[..count],
+        )
+    };
     done += n;
     stream.skip(consumed);
     if done < count && stream.words.len() <= 2 * MARGIN {
         let mut tail = [0u8; 4 * MARGIN];
         tail[..stream.words.len()].copy_from_slice(stream.words);
         let limit = stream.words.len() + 1;
-        let (consumed, n) = unsafe { groups(&mut stream.states, &tail, limit, &tables[done..count], set, &mut tokens[done..count]) };
+        // SAFETY: as above.
+        let (consumed, n) = unsafe {
+            groups(
+                &mut stream.states,
+                &tail,
+                limit,
+                &tables[done..count],
+                set,
+                &mut tokens[done..count],
+            )
+        };
         done += n;
         stream.skip(consumed);
     }
@@ -114,7 +141,14 @@ const MARGIN: usize = 2 * LANES + 16;
 /// # Safety
 /// The CPU has AVX2 and POPCNT.
 #[target_feature(enable = "avx2,popcnt,bmi1")]
-unsafe fn groups(states: &mut [u32; LANES], words: &[u8], limit: usize, tables: &[u8], set: &TableSet, tokens: &mut [u8]) -> (usize, usize) {
+unsafe fn groups(
+    states: &mut [u32; LANES],
+    words: &[u8],
+    limit: usize,
+    tables: &[u8],
+    set: &TableSet,
+    tokens: &mut [u8],
+) -> (usize, usize) {
     let precision = set.precision();
     let slots = set.slots();
     let last = set.tables().wrapping_sub(1);
@@ -128,7 +162,8 @@ unsafe fn groups(states: &mut [u32; LANES], words: &[u8], limit: usize, tables: 
     // SAFETY: tables are cut to those of the set, whose slots are all there; `at` stays below `limit` before a group, which
     // leaves MARGIN bytes to read; `done + 32 <= count`, the length of both `tables` and `tokens`.
     unsafe {
-        let mut x: [__m256i; 4] = std::array::from_fn(|i| _mm256_loadu_si256(states.as_ptr().add(8 * i).cast()));
+        let mut x: [__m256i; 4] =
+            std::array::from_fn(|i| _mm256_loadu_si256(states.as_ptr().add(8 * i).cast()));
         let one = _mm256_set1_epi8(1);
         let most = _mm256_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
         let low = _mm256_set1_epi32((1 << precision) - 1);
@@ -145,19 +180,32 @@ unsafe fn groups(states: &mut [u32; LANES], words: &[u8], limit: usize, tables: 
             macro_rules! lane {
                 ($i:literal) => {
                     let half = halves[$i / 2];
-                    let half = if $i % 2 == 1 { std::arch::x86_64::_mm_srli_si128::<8>(half) } else { half };
+                    let half = if $i % 2 == 1 {
+                        _mm_srli_si128::<8>(half)
+                    } else {
+                        half
+                    };
                     let table = _mm256_sll_epi32(_mm256_cvtepu8_epi32(half), shift);
                     let index = _mm256_or_si256(table, _mm256_and_si256(x[$i], low));
                     let slot = _mm256_i32gather_epi32::<4>(source, index);
                     found[$i] = _mm256_and_si256(slot, byte);
                     let y = _mm256_add_epi32(
-                        _mm256_mullo_epi32(_mm256_srli_epi32::<20>(slot), _mm256_srl_epi32(x[$i], shift)),
+                        _mm256_mullo_epi32(
+                            _mm256_srli_epi32::<20>(slot),
+                            _mm256_srl_epi32(x[$i], shift),
+                        ),
                         _mm256_and_si256(_mm256_srli_epi32::<8>(slot), offset),
                     );
                     let wants = _mm256_cmpeq_epi32(_mm256_srli_epi32::<16>(y), zero);
-                    let mask = _mm256_movemask_ps(_mm256_castsi256_ps(wants)).cast_unsigned() as usize & 255;
-                    let next = _mm256_cvtepu16_epi32(_mm_loadu_si128(words.as_ptr().add(at).cast()));
-                    let dealt = _mm256_permutevar8x32_epi32(next, _mm256_loadu_si256(DEAL[mask].as_ptr().cast()));
+                    let mask = _mm256_movemask_ps(_mm256_castsi256_ps(wants)).cast_unsigned()
+                        as usize
+                        & 255;
+                    let next =
+                        _mm256_cvtepu16_epi32(_mm_loadu_si128(words.as_ptr().add(at).cast()));
+                    let dealt = _mm256_permutevar8x32_epi32(
+                        next,
+                        _mm256_loadu_si256(DEAL[mask].as_ptr().cast()),
+                    );
                     let filled = _mm256_or_si256(_mm256_slli_epi32::<16>(y), dealt);
                     x[$i] = _mm256_blendv_epi8(y, filled, wants);
                     at += 2 * mask.count_ones() as usize;
@@ -184,7 +232,10 @@ unsafe fn groups(states: &mut [u32; LANES], words: &[u8], limit: usize, tables: 
 fn pack_dwords(x: [__m256i; 4]) -> __m256i {
     let low = _mm256_packs_epi32(x[0], x[1]);
     let high = _mm256_packs_epi32(x[2], x[3]);
-    _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
+    _mm256_permutevar8x32_epi32(
+        _mm256_packus_epi16(low, high),
+        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7),
+    )
 }
 
 /// The window's entries in both halves.
@@ -200,7 +251,12 @@ fn entries(window: &Window) -> __m256i {
 /// # Safety
 /// The CPU has AVX2.
 #[target_feature(enable = "avx2")]
-pub(crate) unsafe fn fill<const W: usize>(exponent: Exponent, window: &Window, prediction: &[u8], tables: &mut [u8]) -> usize {
+pub(crate) unsafe fn fill<const W: usize>(
+    exponent: Exponent,
+    window: &Window,
+    prediction: &[u8],
+    tables: &mut [u8],
+) -> usize {
     let groups = tables.len().min(prediction.len() / W) / GROUP;
     let (shift, mask) = exponent.parts();
     let shift = _mm_cvtsi32_si128(shift.cast_signed());
@@ -216,8 +272,14 @@ pub(crate) unsafe fn fill<const W: usize>(exponent: Exponent, window: &Window, p
                 let part = |i: usize| {
                     let p = _mm256_loadu_si256(from.add(32 * i).cast());
                     let e = _mm256_and_si256(_mm256_srl_epi16(p, shift), mask);
-                    let e = _mm256_sub_epi16(_mm256_max_epi16(e, _mm256_set1_epi16(1)), _mm256_set1_epi16(low));
-                    _mm256_min_epi16(_mm256_max_epi16(e, _mm256_setzero_si256()), _mm256_set1_epi16(15))
+                    let e = _mm256_sub_epi16(
+                        _mm256_max_epi16(e, _mm256_set1_epi16(1)),
+                        _mm256_set1_epi16(low),
+                    );
+                    _mm256_min_epi16(
+                        _mm256_max_epi16(e, _mm256_setzero_si256()),
+                        _mm256_set1_epi16(15),
+                    )
                 };
                 _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(part(0), part(1)))
             } else {
@@ -227,11 +289,17 @@ pub(crate) unsafe fn fill<const W: usize>(exponent: Exponent, window: &Window, p
                     let p = _mm256_loadu_si256(from.add(32 * i).cast());
                     let e = _mm256_and_si256(_mm256_srl_epi32(p, shift), mask);
                     let e = _mm256_sub_epi32(_mm256_max_epi32(e, _mm256_set1_epi32(1)), low);
-                    _mm256_min_epi32(_mm256_max_epi32(e, _mm256_setzero_si256()), _mm256_set1_epi32(15))
+                    _mm256_min_epi32(
+                        _mm256_max_epi32(e, _mm256_setzero_si256()),
+                        _mm256_set1_epi32(15),
+                    )
                 };
                 pack_dwords([part(0), part(1), part(2), part(3)])
             };
-            _mm256_storeu_si256(tables.as_mut_ptr().add(group * GROUP).cast(), _mm256_shuffle_epi8(entries, index));
+            _mm256_storeu_si256(
+                tables.as_mut_ptr().add(group * GROUP).cast(),
+                _mm256_shuffle_epi8(entries, index),
+            );
         }
     }
     groups * GROUP
@@ -276,6 +344,156 @@ pub(crate) unsafe fn pack(tables: &[u8], coded: &mut Vec<u8>, masks: &mut Vec<u3
     unsafe { coded.set_len(at) };
 }
 
+/// Appends the bytes of `group` where `mask` has bits.
+///
+/// # Safety
+/// Forty bytes may be written at `to`.
+#[target_feature(enable = "avx2,popcnt,bmi1")]
+#[inline]
+unsafe fn keep(group: &[u8; GROUP], mask: u32, to: *mut u8) {
+    let mut at = 0;
+    for (i, part) in mask.to_le_bytes().into_iter().enumerate() {
+        // SAFETY: at most eight bytes a step are kept and eight written.
+        unsafe {
+            let from = _mm_loadl_epi64(group.as_ptr().add(8 * i).cast());
+            let order = _mm_loadl_epi64(PACK[usize::from(part)].as_ptr().cast());
+            _mm_storel_epi64(to.add(at).cast(), _mm_shuffle_epi8(from, order));
+        }
+        at += part.count_ones() as usize;
+    }
+}
+
+/// Appends the tokens of coded words.
+///
+/// # Safety
+/// The CPU has AVX2, POPCNT and BMI1.
+#[target_feature(enable = "avx2,popcnt,bmi1")]
+pub(crate) unsafe fn select(tokens: &[u8], masks: &[u32], coded: &mut Vec<u8>) {
+    coded.reserve(tokens.len() + GROUP + 8);
+    let mut at = coded.len();
+    for (group, mask) in tokens.as_chunks::<GROUP>().0.iter().zip(masks) {
+        // SAFETY: `at` grows by at most 32 a group; there is room for all groups and forty bytes more.
+        unsafe {
+            let to = coded.as_mut_ptr().add(at);
+            match *mask {
+                0 => {}
+                u32::MAX => to.cast::<[u8; GROUP]>().write_unaligned(*group),
+                mask => keep(group, mask, to),
+            }
+        }
+        at += mask.count_ones() as usize;
+    }
+    // SAFETY: all below `at` is written.
+    unsafe { coded.set_len(at) };
+}
+
+/// The tokens of whole groups of words of two or four bytes, and which of them changed and have raw bits.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[target_feature(enable = "avx2,popcnt,bmi1")]
+pub(crate) unsafe fn tokens<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    float: bool,
+    tokens: &mut [u8],
+    changed: &mut Vec<u32>,
+    wide: &mut Vec<u32>,
+) {
+    let groups = (target.len().min(prediction.len()) / W).min(tokens.len()) / GROUP;
+    let zero = _mm256_setzero_si256();
+    // Differences of this size have raw bits.
+    let direct = if W == 2 {
+        1 << crate::token::shape(2).0
+    } else {
+        1 << crate::token::shape(4).0
+    };
+    for group in 0..groups {
+        // SAFETY: the group's words and bytes are inside the slices.
+        unsafe {
+            let t = target.as_ptr().add(group * GROUP * W);
+            let p = prediction.as_ptr().add(group * GROUP * W);
+            let (bytes, large) = if W == 2 {
+                let part = |i: usize| {
+                    let (t, p) = (
+                        _mm256_loadu_si256(t.add(32 * i).cast()),
+                        _mm256_loadu_si256(p.add(32 * i).cast()),
+                    );
+                    let d = if float {
+                        // The top bit, set on both sides, falls out of the difference.
+                        let below = |x| {
+                            _mm256_xor_si256(
+                                x,
+                                _mm256_or_si256(
+                                    _mm256_srai_epi16::<15>(x),
+                                    _mm256_set1_epi16(i16::MIN),
+                                ),
+                            )
+                        };
+                        _mm256_sub_epi16(below(t), below(p))
+                    } else {
+                        _mm256_sub_epi16(t, p)
+                    };
+                    let size = _mm256_abs_epi16(d);
+                    let large =
+                        _mm256_cmpeq_epi16(_mm256_max_epu16(size, _mm256_set1_epi16(direct)), size);
+                    (d, large)
+                };
+                let ((a, b), (c, e)) = (part(0), part(1));
+                let order = |x| _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
+                (
+                    order(_mm256_packs_epi16(a, c)),
+                    order(_mm256_packs_epi16(b, e)),
+                )
+            } else {
+                let part = |i: usize| {
+                    let (t, p) = (
+                        _mm256_loadu_si256(t.add(32 * i).cast()),
+                        _mm256_loadu_si256(p.add(32 * i).cast()),
+                    );
+                    let d = if float {
+                        let below = |x| {
+                            _mm256_xor_si256(
+                                x,
+                                _mm256_or_si256(
+                                    _mm256_srai_epi32::<31>(x),
+                                    _mm256_set1_epi32(i32::MIN),
+                                ),
+                            )
+                        };
+                        _mm256_sub_epi32(below(t), below(p))
+                    } else {
+                        _mm256_sub_epi32(t, p)
+                    };
+                    let size = _mm256_abs_epi32(d);
+                    let large = _mm256_cmpeq_epi32(
+                        _mm256_max_epu32(size, _mm256_set1_epi32(i32::from(direct))),
+                        size,
+                    );
+                    (d, large)
+                };
+                let parts = [part(0), part(1), part(2), part(3)];
+                let order = |x: [__m256i; 4]| {
+                    let low = _mm256_packs_epi32(x[0], x[1]);
+                    let high = _mm256_packs_epi32(x[2], x[3]);
+                    _mm256_permutevar8x32_epi32(
+                        _mm256_packs_epi16(low, high),
+                        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7),
+                    )
+                };
+                (order(parts.map(|x| x.0)), order(parts.map(|x| x.1)))
+            };
+            let bytes = _mm256_andnot_si256(large, bytes);
+            _mm256_storeu_si256(tokens.as_mut_ptr().add(group * GROUP).cast(), bytes);
+            let large = _mm256_movemask_epi8(large).cast_unsigned();
+            wide.push(large);
+            changed.push(
+                !_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, zero)).cast_unsigned() | large,
+            );
+        }
+    }
+}
+
 /// Thirty-two tokens: the next ones where `mask` has bits, zeros elsewhere.
 ///
 /// # Safety
@@ -287,19 +505,34 @@ unsafe fn spread(tokens: *const u8, mask: u32) -> __m256i {
         // SAFETY: as asked of the caller.
         return unsafe { _mm256_loadu_si256(tokens.cast()) };
     }
-    let mut out = [0u8; GROUP];
+    let parts = mask.to_le_bytes();
     let mut at = 0;
-    for (i, part) in mask.to_le_bytes().into_iter().enumerate() {
-        // SAFETY: `at` is at most 24; `i` below four.
-        unsafe {
+    let mut next = |i: usize| {
+        // SAFETY: `at` is at most 24.
+        let part = unsafe {
             let from = _mm_loadl_epi64(tokens.add(at).cast());
-            let order = _mm_loadl_epi64(UNPACK[usize::from(part)].as_ptr().cast());
-            _mm_storel_epi64(out.as_mut_ptr().add(8 * i).cast::<__m128i>(), _mm_shuffle_epi8(from, order));
-        }
-        at += part.count_ones() as usize;
-    }
-    // SAFETY: thirty-two bytes.
-    unsafe { _mm256_loadu_si256(out.as_ptr().cast()) }
+            let order = _mm_loadl_epi64(UNPACK[usize::from(parts[i])].as_ptr().cast());
+            _mm_shuffle_epi8(from, order)
+        };
+        at += parts[i].count_ones() as usize;
+        part
+    };
+    let low = _mm_unpacklo_epi64(next(0), next(1));
+    let high = _mm_unpacklo_epi64(next(2), next(3));
+    _mm256_set_m128i(high, low)
+}
+
+/// Whether the next tokens are all 0.
+///
+/// # Safety
+/// Thirty-two bytes may be read at `tokens`.
+#[target_feature(enable = "avx2,popcnt,bmi1")]
+#[inline]
+unsafe fn zeros(tokens: *const u8, count: usize) -> bool {
+    // SAFETY: as asked of the caller.
+    let t = unsafe { _mm256_loadu_si256(tokens.cast()) };
+    let zero = _mm256_movemask_epi8(_mm256_cmpeq_epi8(t, _mm256_setzero_si256())).cast_unsigned();
+    (!zero).trailing_zeros() as usize >= count
 }
 
 /// Makes whole groups of words of two or four bytes from predictions and tokens; returns groups and tokens done.
@@ -327,41 +560,34 @@ pub(crate) unsafe fn rebuild<const W: usize>(
         unsafe {
             let from = prediction.as_ptr().add(group * GROUP * W);
             let to = out.as_mut_ptr().add(group * GROUP * W);
-            if *mask == 0 {
+            let coded = mask.count_ones() as usize;
+            if coded == 0 || zeros(tokens.as_ptr().add(next), coded) {
+                next += coded;
                 for i in 0..W {
-                    _mm256_storeu_si256(to.add(32 * i).cast(), _mm256_loadu_si256(from.add(32 * i).cast()));
+                    _mm256_storeu_si256(
+                        to.add(32 * i).cast(),
+                        _mm256_loadu_si256(from.add(32 * i).cast()),
+                    );
                 }
                 continue;
             }
             let t = spread(tokens.as_ptr().add(next), *mask);
-            next += mask.count_ones() as usize;
+            next += coded;
             let size = _mm256_abs_epi8(t);
             let wide = _mm256_cmpeq_epi8(_mm256_max_epu8(size, direct), size);
             let mut wide = _mm256_movemask_epi8(wide).cast_unsigned();
             let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
             if W == 2 {
-                let mut d = [_mm256_cvtepi8_epi16(halves[0]), _mm256_cvtepi8_epi16(halves[1])];
-                if wide != 0 {
-                    let mut values = [0i16; GROUP];
-                    let mut bytes = [0u8; GROUP];
-                    _mm256_storeu_si256(bytes.as_mut_ptr().cast(), t);
-                    _mm256_storeu_si256(values.as_mut_ptr().cast(), d[0]);
-                    _mm256_storeu_si256(values.as_mut_ptr().add(16).cast(), d[1]);
-                    while wide != 0 {
-                        let i = wide.trailing_zeros() as usize & 31;
-                        wide &= wide - 1;
-                        values[i] = low16(spreads.value(bytes[i], raw));
-                    }
-                    d[0] = _mm256_loadu_si256(values.as_ptr().cast());
-                    d[1] = _mm256_loadu_si256(values.as_ptr().add(16).cast());
-                }
-                for (i, d) in d.into_iter().enumerate() {
+                for (i, half) in halves.into_iter().enumerate() {
+                    let d = _mm256_cvtepi8_epi16(half);
                     let p = _mm256_loadu_si256(from.add(32 * i).cast());
                     let word = if float {
                         let top = _mm256_set1_epi16(i16::MIN);
-                        let o = _mm256_xor_si256(p, _mm256_or_si256(_mm256_srai_epi16::<15>(p), top));
+                        let o =
+                            _mm256_xor_si256(p, _mm256_or_si256(_mm256_srai_epi16::<15>(p), top));
                         let o = _mm256_add_epi16(o, d);
-                        let below = _mm256_xor_si256(_mm256_srai_epi16::<15>(o), _mm256_set1_epi16(-1));
+                        let below =
+                            _mm256_xor_si256(_mm256_srai_epi16::<15>(o), _mm256_set1_epi16(-1));
                         _mm256_xor_si256(o, _mm256_or_si256(below, top))
                     } else {
                         _mm256_add_epi16(p, d)
@@ -369,35 +595,22 @@ pub(crate) unsafe fn rebuild<const W: usize>(
                     _mm256_storeu_si256(to.add(32 * i).cast(), word);
                 }
             } else {
-                let mut d = [
-                    _mm256_cvtepi8_epi32(halves[0]),
-                    _mm256_cvtepi8_epi32(std::arch::x86_64::_mm_srli_si128::<8>(halves[0])),
-                    _mm256_cvtepi8_epi32(halves[1]),
-                    _mm256_cvtepi8_epi32(std::arch::x86_64::_mm_srli_si128::<8>(halves[1])),
+                let quarters = [
+                    halves[0],
+                    _mm_srli_si128::<8>(halves[0]),
+                    halves[1],
+                    _mm_srli_si128::<8>(halves[1]),
                 ];
-                if wide != 0 {
-                    let mut values = [0i32; GROUP];
-                    let mut bytes = [0u8; GROUP];
-                    _mm256_storeu_si256(bytes.as_mut_ptr().cast(), t);
-                    for (i, d) in d.iter().enumerate() {
-                        _mm256_storeu_si256(values.as_mut_ptr().add(8 * i).cast(), *d);
-                    }
-                    while wide != 0 {
-                        let i = wide.trailing_zeros() as usize & 31;
-                        wide &= wide - 1;
-                        values[i] = low32(spreads.value(bytes[i], raw));
-                    }
-                    for (i, d) in d.iter_mut().enumerate() {
-                        *d = _mm256_loadu_si256(values.as_ptr().add(8 * i).cast());
-                    }
-                }
-                for (i, d) in d.into_iter().enumerate() {
+                for (i, quarter) in quarters.into_iter().enumerate() {
+                    let d = _mm256_cvtepi8_epi32(quarter);
                     let p = _mm256_loadu_si256(from.add(32 * i).cast());
                     let word = if float {
                         let top = _mm256_set1_epi32(i32::MIN);
-                        let o = _mm256_xor_si256(p, _mm256_or_si256(_mm256_srai_epi32::<31>(p), top));
+                        let o =
+                            _mm256_xor_si256(p, _mm256_or_si256(_mm256_srai_epi32::<31>(p), top));
                         let o = _mm256_add_epi32(o, d);
-                        let below = _mm256_xor_si256(_mm256_srai_epi32::<31>(o), _mm256_set1_epi32(-1));
+                        let below =
+                            _mm256_xor_si256(_mm256_srai_epi32::<31>(o), _mm256_set1_epi32(-1));
                         _mm256_xor_si256(o, _mm256_or_si256(below, top))
                     } else {
                         _mm256_add_epi32(p, d)
@@ -405,19 +618,38 @@ pub(crate) unsafe fn rebuild<const W: usize>(
                     _mm256_storeu_si256(to.add(32 * i).cast(), word);
                 }
             }
+            // Words with raw bits are few or their bits dominate: one at a time.
+            if wide != 0 {
+                let mut bytes = [0u8; GROUP];
+                _mm256_storeu_si256(bytes.as_mut_ptr().cast(), t);
+                while wide != 0 {
+                    let i = wide.trailing_zeros() as usize & 31;
+                    wide &= wide - 1;
+                    let d = spreads.value(bytes[i], raw);
+                    if W == 2 {
+                        let p = from.cast::<u16>().add(i).read_unaligned();
+                        let word = moved::<2>(u64::from(p), d, float);
+                        to.cast::<u16>().add(i).write_unaligned(low16(word));
+                    } else {
+                        let p = from.cast::<u32>().add(i).read_unaligned();
+                        let word = moved::<4>(u64::from(p), d, float);
+                        to.cast::<u32>().add(i).write_unaligned(low32(word));
+                    }
+                }
+            }
         }
     }
     (groups, next)
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "differences wrap in the width of the word")]
+#[expect(clippy::cast_possible_truncation, reason = "a word of two bytes")]
 #[inline(always)]
-fn low16(d: i64) -> i16 {
-    d as i16
+fn low16(word: u64) -> u16 {
+    word as u16
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "differences wrap in the width of the word")]
+#[expect(clippy::cast_possible_truncation, reason = "a word of four bytes")]
 #[inline(always)]
-fn low32(d: i64) -> i32 {
-    d as i32
+fn low32(word: u64) -> u32 {
+    word as u32
 }

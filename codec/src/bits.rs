@@ -5,7 +5,8 @@ use crate::error::{CodecError, corrupt};
 /// Appends bits to a byte vector.
 pub(crate) struct BitWriter<'a> {
     out: &'a mut Vec<u8>,
-    held: u128,
+    held: u64,
+    /// Bits held: fewer than 64.
     count: u32,
 }
 
@@ -26,19 +27,23 @@ impl<'a> BitWriter<'a> {
         } else {
             value & ((1 << bits) - 1)
         };
-        self.held |= u128::from(value) << self.count;
-        self.count += bits;
-        while self.count >= 8 {
-            self.out.push((self.held & 0xff).try_into().unwrap_or(0));
-            self.held >>= 8;
-            self.count -= 8;
+        self.held |= value << self.count;
+        let count = self.count + bits;
+        if count >= 64 {
+            self.out.extend_from_slice(&self.held.to_le_bytes());
+            // What did not fit; nothing where the count was 0.
+            self.held = value.checked_shr(64 - self.count).unwrap_or(0);
+            self.count = count - 64;
+        } else {
+            self.count = count;
         }
     }
 
     /// Pads the last byte with zeros.
-    pub(crate) fn finish(mut self) {
-        let pad = (8 - self.count % 8) % 8;
-        self.put(0, pad);
+    pub(crate) fn finish(self) {
+        let bytes = self.count.div_ceil(8) as usize;
+        self.out
+            .extend_from_slice(&self.held.to_le_bytes()[..bytes]);
     }
 }
 

@@ -47,12 +47,6 @@ impl Exponent {
             .unwrap_or(0)
             .max(1)
     }
-
-    /// Whether the field says infinity or NaN (in E4M3: or one of the largest numbers).
-    #[inline(always)]
-    pub(crate) fn is_top(self, word: u64) -> bool {
-        self.mask != 0 && word >> self.shift & self.mask == self.mask
-    }
 }
 
 /// The context of a weight whose row has `scale` (steps per octave of the mean update, in the ulp of exponent 0), with

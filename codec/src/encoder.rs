@@ -29,7 +29,7 @@ const SPARSE_STRIP: u8 = 18;
 /// Bits a word below which a tensor counts as sparse.
 const SPARSE: f64 = 0.75;
 /// Words from which a tensor may pay for tables of its own although there are shared ones.
-const LARGE: usize = 1 << 16;
+const LARGE: usize = 1 << 18;
 
 /// A target, its base and how they fit together.
 pub(crate) struct Analysis<'a> {
@@ -98,12 +98,12 @@ impl<'a> Analysis<'a> {
     }
 
     /// Rows of about `words` words in all, spread evenly.
-    pub(crate) fn sample(&self, words: usize) -> Result<Sample, CodecError> {
+    pub(crate) fn sample(&self, words: usize, effort: Effort) -> Result<Sample, CodecError> {
         let rows = self.geometry.rows();
         let step = rows
             .div_ceil((words / self.geometry.row.max(1)).max(1))
             .max(1);
-        let mut counter = Counter::new();
+        let mut counter = Counter::new(effort);
         let rows = (0..rows)
             .step_by(step)
             .map(|number| {
@@ -131,7 +131,7 @@ impl<'a> Analysis<'a> {
         let parts = (0..rows.div_ceil(group))
             .into_par_iter()
             .map(|g| {
-                let mut counter = Counter::new();
+                let mut counter = Counter::new(effort);
                 let mut row = Row::default();
                 let mut model = Model::new();
                 let mut coder = crate::rc::Encoder::new();
@@ -252,12 +252,12 @@ impl<'a> TensorEncoder<'a> {
             None => {
                 let sample = self
                     .analysis
-                    .sample(4 * trainer::sample_words(options.effort))?;
+                    .sample(4 * trainer::sample_words(options.effort), options.effort)?;
                 match trainer::tables(&[sample], options.effort) {
                     Some(set) => Tables::Own(Box::new(set)),
                     // The sample shows no change: tables for whatever the rest holds.
                     None => {
-                        let all = self.analysis.sample(usize::MAX)?;
+                        let all = self.analysis.sample(usize::MAX, Effort::Max)?;
                         match trainer::tables(&[all], options.effort) {
                             Some(set) => Tables::Own(Box::new(set)),
                             None => return Ok(()),

@@ -61,6 +61,13 @@ pub struct Scratch {
     pub(crate) dense: Vec<u8>,
     /// Which words of each group are coded.
     pub(crate) masks: Vec<u32>,
+    /// Which words of each group changed, and which of them have raw bits.
+    pub(crate) changed: Vec<u32>,
+    pub(crate) wide: Vec<u32>,
+    /// Coded words whose token has no frequency.
+    pub(crate) missing: Vec<u32>,
+    /// States and words of the coder.
+    pub(crate) coder_bytes: Vec<u8>,
     /// Words of the coder.
     pub(crate) words: Vec<u16>,
     /// Raw bits, or a block that may be kept.

@@ -9,7 +9,7 @@ use crate::{
     strip::moved,
     tables::COLD,
     token,
-    word::{load, store},
+    word::{difference, load, order, store},
 };
 
 /// Words whose mask is one number.
@@ -47,6 +47,12 @@ impl Spread {
         }
     }
 
+    /// The magnitude of a token, the least one where it has raw bits.
+    #[inline(always)]
+    pub(crate) fn lead(&self, token: u8) -> u64 {
+        self.lead[usize::from(token)]
+    }
+
     /// The difference of a token, with its raw bits taken from `raw`.
     #[inline(always)]
     pub(crate) fn value(&self, token: u8, raw: &mut BitReader<'_>) -> i64 {
@@ -58,7 +64,12 @@ impl Spread {
 }
 
 /// The tables of words, by their exponents.
-pub(crate) fn fill<const W: usize>(exponent: Exponent, window: &Window, prediction: &[u8], tables: &mut [u8]) {
+pub(crate) fn fill<const W: usize>(
+    exponent: Exponent,
+    window: &Window,
+    prediction: &[u8],
+    tables: &mut [u8],
+) {
     #[cfg(target_arch = "x86_64")]
     let done = if (W == 2 || W == 4) && crate::avx2::available() {
         // SAFETY: the CPU has AVX2.
@@ -71,7 +82,13 @@ pub(crate) fn fill<const W: usize>(exponent: Exponent, window: &Window, predicti
     fill_from::<W>(exponent, window, prediction, tables, done);
 }
 
-fn fill_from<const W: usize>(exponent: Exponent, window: &Window, prediction: &[u8], tables: &mut [u8], from: usize) {
+fn fill_from<const W: usize>(
+    exponent: Exponent,
+    window: &Window,
+    prediction: &[u8],
+    tables: &mut [u8],
+    from: usize,
+) {
     for (i, table) in tables.iter_mut().enumerate().skip(from) {
         *table = window.get(exponent.field(load::<W>(prediction, i)));
     }
@@ -104,8 +121,97 @@ fn pack_portably(tables: &[u8], coded: &mut Vec<u8>, masks: &mut Vec<u32>) {
     }
 }
 
+/// The tokens of words, but for those with raw bits: by group, `changed` says which are not 0 and `wide` which have raw bits,
+/// whose token is left open.
+pub(crate) fn tokens<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    float: bool,
+    tokens: &mut Vec<u8>,
+    changed: &mut Vec<u32>,
+    wide: &mut Vec<u32>,
+) {
+    let words = target.len().min(prediction.len()) / W;
+    tokens.resize(words, 0);
+    changed.clear();
+    wide.clear();
+    #[cfg(target_arch = "x86_64")]
+    if (W == 2 || W == 4) && crate::avx2::available() {
+        // SAFETY: the CPU has AVX2, POPCNT and BMI1.
+        unsafe { crate::avx2::tokens::<W>(target, prediction, float, tokens, changed, wide) };
+    }
+    tokens_from::<W>(target, prediction, float, tokens, changed, wide);
+}
+
+/// As [`tokens`], from the first group that `changed` does not have.
+fn tokens_from<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    float: bool,
+    tokens: &mut [u8],
+    changed: &mut Vec<u32>,
+    wide: &mut Vec<u32>,
+) {
+    let (log, _) = token::shape(W);
+    let done = changed.len();
+    for (group, tokens) in tokens.chunks_mut(GROUP).enumerate().skip(done) {
+        let (mut moved, mut large) = (0u32, 0u32);
+        for (i, token) in tokens.iter_mut().enumerate() {
+            let (t, p) = (
+                load::<W>(target, group * GROUP + i),
+                load::<W>(prediction, group * GROUP + i),
+            );
+            let d = difference::<W>(order::<W>(t, float), order::<W>(p, float));
+            moved |= u32::from(d != 0) << i;
+            if W > 1 && d.unsigned_abs() >> log != 0 {
+                large |= 1 << i;
+                *token = 0;
+            } else {
+                *token = d.to_le_bytes()[0];
+            }
+        }
+        changed.push(moved);
+        wide.push(large);
+    }
+}
+
+/// Appends the tokens of the words that are coded.
+pub(crate) fn select(tokens: &[u8], masks: &[u32], coded: &mut Vec<u8>) {
+    let whole = tokens.len() / GROUP;
+    let (groups, rest) = tokens.split_at(whole * GROUP);
+    let (masks, last) = masks.split_at(whole.min(masks.len()));
+    #[cfg(target_arch = "x86_64")]
+    if crate::avx2::available() {
+        // SAFETY: the CPU has AVX2, POPCNT and BMI1.
+        unsafe { crate::avx2::select(groups, masks, coded) };
+        return select_portably(rest, last, coded);
+    }
+    select_portably(groups, masks, coded);
+    select_portably(rest, last, coded);
+}
+
+fn select_portably(tokens: &[u8], masks: &[u32], coded: &mut Vec<u8>) {
+    for (group, mask) in tokens.chunks(GROUP).zip(masks) {
+        coded.extend(
+            group
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| mask >> i & 1 == 1)
+                .map(|(_, t)| *t),
+        );
+    }
+}
+
 /// Makes words from predictions, tokens of the coded words (with at least [`GROUP`] bytes behind them) and raw bits.
-pub(crate) fn rebuild<const W: usize>(prediction: &[u8], masks: &[u32], tokens: &[u8], raw: &mut BitReader<'_>, float: bool, spread: &Spread, out: &mut [u8]) {
+pub(crate) fn rebuild<const W: usize>(
+    prediction: &[u8],
+    masks: &[u32],
+    tokens: &[u8],
+    raw: &mut BitReader<'_>,
+    float: bool,
+    spread: &Spread,
+    out: &mut [u8],
+) {
     #[cfg(target_arch = "x86_64")]
     let (groups, next) = if (W == 2 || W == 4) && crate::avx2::available() {
         // SAFETY: the CPU has AVX2, POPCNT and BMI1.
@@ -115,10 +221,22 @@ pub(crate) fn rebuild<const W: usize>(prediction: &[u8], masks: &[u32], tokens: 
     };
     #[cfg(not(target_arch = "x86_64"))]
     let (groups, next) = (0, 0);
-    rebuild_from::<W>(prediction, masks, &tokens[next..], raw, float, spread, out, groups);
+    rebuild_from::<W>(
+        prediction,
+        masks,
+        &tokens[next..],
+        raw,
+        float,
+        spread,
+        out,
+        groups,
+    );
 }
 
-#[expect(clippy::too_many_arguments, reason = "the arguments of the pass, and where to begin")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the arguments of the pass, and where to begin"
+)]
 fn rebuild_from<const W: usize>(
     prediction: &[u8],
     masks: &[u32],
@@ -132,8 +250,14 @@ fn rebuild_from<const W: usize>(
     let mut tokens = tokens.iter();
     for i in groups * GROUP..prediction.len() / W {
         let p = load::<W>(prediction, i);
-        let coded = masks.get(i / GROUP).is_some_and(|m| m >> (i % GROUP) & 1 == 1);
-        let token = if coded { tokens.next().copied().unwrap_or(0) } else { 0 };
+        let coded = masks
+            .get(i / GROUP)
+            .is_some_and(|m| m >> (i % GROUP) & 1 == 1);
+        let token = if coded {
+            tokens.next().copied().unwrap_or(0)
+        } else {
+            0
+        };
         store::<W>(out, i, moved::<W>(p, spread.value(token, raw), float));
     }
 }
@@ -145,7 +269,17 @@ mod tests {
     use super::*;
     use crate::context::EXPONENTS;
 
-    fn check<const W: usize>(shift: u32, mask: u64, low: i32, entries: [u8; EXPONENTS], bytes: &[u8], tokens: &[u8], noise: &[u8], float: bool) {
+    #[expect(clippy::too_many_arguments, reason = "one of each kind")]
+    fn check<const W: usize>(
+        shift: u32,
+        mask: u64,
+        low: i32,
+        entries: [u8; EXPONENTS],
+        bytes: &[u8],
+        tokens: &[u8],
+        noise: &[u8],
+        float: bool,
+    ) {
         let (exponent, window) = (Exponent::from_parts(shift, mask), Window { low, entries });
         let words = bytes.len() / W;
         let bytes = &bytes[..words * W];
@@ -159,15 +293,31 @@ mod tests {
         pack_portably(&tables, &mut coded2, &mut masks2);
         assert_eq!((&coded, &masks), (&coded2, &masks2));
         let masks = &masks[1..];
-        let mut tokens: Vec<u8> = tokens.iter().copied().cycle().take(coded.len() - 1).collect();
+        let mut tokens: Vec<u8> = tokens
+            .iter()
+            .copied()
+            .cycle()
+            .take(coded.len() - 1)
+            .collect();
         tokens.resize(tokens.len() + GROUP, 0);
         let (mut out, mut out2) = (vec![0; bytes.len()], vec![0; bytes.len()]);
         let (mut raw, mut raw2) = (BitReader::new(noise), BitReader::new(noise));
         let spread = Spread::new::<W>();
         rebuild::<W>(bytes, masks, &tokens, &mut raw, float, &spread, &mut out);
-        rebuild_from::<W>(bytes, masks, &tokens, &mut raw2, float, &spread, &mut out2, 0);
+        rebuild_from::<W>(
+            bytes, masks, &tokens, &mut raw2, float, &spread, &mut out2, 0,
+        );
         assert_eq!(out, out2);
         assert_eq!(raw.is_spent(), raw2.is_spent());
+        let (mut t, mut c, mut w) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut t2, mut c2, mut w2) = (vec![0; words], Vec::new(), Vec::new());
+        super::tokens::<W>(&out, bytes, float, &mut t, &mut c, &mut w);
+        tokens_from::<W>(&out, bytes, float, &mut t2, &mut c2, &mut w2);
+        assert_eq!((&t, &c, &w), (&t2, &c2, &w2));
+        let (mut some, mut some2) = (vec![1], vec![1]);
+        select(&t, masks, &mut some);
+        select_portably(&t, masks, &mut some2);
+        assert_eq!(some, some2);
     }
 
     proptest! {

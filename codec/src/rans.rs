@@ -14,49 +14,80 @@ pub(crate) const LOWER: u32 = 1 << 16;
 /// Most lanes.
 pub(crate) const LANES: usize = 32;
 
-/// Appends states and words of `tokens`, coded with the tables numbered in `tables` (from 1), in `lanes` lanes.
+/// Appends states and words of `tokens`, coded with the tables numbered in `tables` (from 1), in `lanes` lanes. Tokens
+/// without a frequency are coded as 0 and their numbers put in `missing`, the last one first.
 pub(crate) fn encode(
     tables: &[u8],
     tokens: &[u8],
     set: &TableSet,
     lanes: usize,
     words: &mut Vec<u16>,
+    missing: &mut Vec<u32>,
     out: &mut Vec<u8>,
 ) {
+    missing.clear();
     let mut states = [LOWER; LANES];
     let lanes = lanes.clamp(1, LANES);
-    let precision = set.precision();
+    let shift = 32 - set.precision();
     let count = tables.len().min(tokens.len());
+    let (tables, tokens) = (&tables[..count], &tokens[..count]);
     // A token takes at most `precision` bits: less than one word.
-    words.clear();
-    words.resize(count, 0);
+    if words.len() < count + 1 {
+        words.resize(count + 1, 0);
+    }
     let mut at = count;
-    // From the last token to the first; lanes follow.
-    let mut lane = count % lanes;
-    for (table, token) in tables.iter().zip(tokens).rev() {
-        lane = if lane == 0 { lanes - 1 } else { lane - 1 };
-        let interval = &set.intervals(*table)[usize::from(*token)];
-        let mut x = states[lane & 31];
-        let full = u64::from(x) >= u64::from(interval.frequency) << (32 - precision);
+    let mut step = |state: &mut u32, i: usize| {
+        let intervals = set.intervals(tables[i]);
+        let mut interval = &intervals[usize::from(tokens[i])];
+        if interval.frequency == 0 {
+            missing.push(u32::try_from(i).unwrap_or(u32::MAX));
+            interval = &intervals[0];
+        }
+        let x = *state;
+        let full = u64::from(x) >= u64::from(interval.frequency) << shift;
         // The word is written whether needed or not, and kept by moving the mark: no branch to mispredict.
-        at -= 1;
         words[at] = low(x);
-        at += usize::from(!full);
-        x = if full { x >> 16 } else { x };
-        let q = u32::try_from((u128::from(x) * u128::from(interval.reciprocal)) >> 64).unwrap_or(0);
-        states[lane & 31] = x + u32::from(interval.bias) + q * u32::from(interval.others);
+        at -= usize::from(full);
+        let x = if full { x >> 16 } else { x };
+        let q = high(u128::from(x) * u128::from(interval.reciprocal));
+        *state = x
+            .wrapping_add(u32::from(interval.bias))
+            .wrapping_add(q.wrapping_mul(u32::from(interval.others)));
+    };
+    // From the last token to the first; lanes follow.
+    let whole = count / lanes * lanes;
+    for i in (whole..count).rev() {
+        step(&mut states[(i - whole) & 31], i);
+    }
+    for group in (0..whole / lanes).rev() {
+        for (lane, state) in states[..lanes].iter_mut().enumerate().rev() {
+            step(state, group * lanes + lane);
+        }
     }
     for state in &states[..lanes] {
         out.extend_from_slice(&state.to_le_bytes());
     }
-    for word in &words[at..] {
+    let words = &words[at + 1..=count];
+    out.reserve(2 * words.len());
+    for word in words {
         out.extend_from_slice(&word.to_le_bytes());
     }
 }
 
+/// The high word of a product, which fits 32 bits.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a quotient of a 32-bit number"
+)]
+#[inline(always)]
+fn high(product: u128) -> u32 {
+    (product >> 64) as u32
+}
+
 #[inline(always)]
 fn low(x: u32) -> u16 {
-    u16::try_from(x & 0xffff).unwrap_or(0)
+    let [a, b, _, _] = x.to_le_bytes();
+    u16::from_le_bytes([a, b])
 }
 
 /// States and words as [`encode`] laid them out.
@@ -200,7 +231,17 @@ mod tests {
                         })
                         .collect();
                     let mut out = Vec::new();
-                    encode(&tables, &tokens, &set, lanes, &mut Vec::new(), &mut out);
+                    let mut missing = Vec::new();
+                    encode(
+                        &tables,
+                        &tokens,
+                        &set,
+                        lanes,
+                        &mut Vec::new(),
+                        &mut missing,
+                        &mut out,
+                    );
+                    assert!(missing.is_empty());
                     let mut stream = Stream::new(&out, lanes).unwrap();
                     let mut back = vec![0; count];
                     let half = count / 2;

@@ -1,7 +1,9 @@
 //! What the encoder finds out about each row: how its exponents and changes are distributed, and the scale that makes it smallest.
 
 use crate::{
+    Effort,
     context::Exponent,
+    passes::{self, GROUP, Spread},
     scales::{self, Model, UNCHANGED},
     token::token,
     train::{Histogram, Lengths},
@@ -29,19 +31,29 @@ pub(crate) struct Row {
 /// Buffers of [`Row::fill`].
 #[derive(Clone, Debug)]
 pub(crate) struct Counter {
-    count: Vec<u32>,
-    changed: Vec<u32>,
-    sum: Vec<u64>,
+    /// Words of a row that are looked at, about.
+    looks: usize,
+    /// Unchanged words of each exponent, in two parts.
+    counts: [Vec<u64>; 2],
     all: Vec<(u16, u8)>,
+    tokens: Vec<u8>,
+    moved: Vec<u32>,
+    wide: Vec<u32>,
 }
 
 impl Counter {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(effort: Effort) -> Self {
         Self {
-            count: vec![0; 2048],
-            changed: vec![0; 2048],
-            sum: vec![0; 2048],
+            looks: match effort {
+                Effort::Fast => 128,
+                Effort::Default => 1024,
+                Effort::Max => usize::MAX,
+            },
+            counts: [vec![0; 2048], vec![0; 2048]],
             all: Vec::new(),
+            tokens: Vec::new(),
+            moved: Vec::new(),
+            wide: Vec::new(),
         }
     }
 }
@@ -68,45 +80,99 @@ impl Row {
         // An update larger than the weight itself says little in units of its last place.
         let cap = if float { 1u64 << mantissa } else { 1 << 40 };
         let Counter {
-            count,
-            changed,
-            sum,
+            looks,
+            counts,
             all,
+            tokens,
+            moved,
+            wide,
         } = counter;
+        passes::tokens::<W>(target, prediction, float, tokens, moved, wide);
+        let place = |i: usize| {
+            usize::try_from(exponent.field(load::<W>(prediction, i))).unwrap_or(0) & 2047
+        };
+        // Puts the tokens of words with raw bits in their places.
+        let complete = |group: usize, tokens: &mut [u8]| {
+            let mut rest = wide[group];
+            while rest != 0 {
+                let i = group * GROUP + rest.trailing_zeros() as usize;
+                rest &= rest - 1;
+                let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
+                tokens[i] = token::<W>(difference::<W>(order::<W>(t, float), order::<W>(p, float)));
+            }
+        };
+        let changes: usize = moved.iter().map(|m| m.count_ones() as usize).sum();
+        let rare = changes * 8 < words;
         all.clear();
+        all.resize(words + 1, (0, 0));
         let (mut lowest, mut highest) = (2047usize, 0usize);
-        for i in 0..words {
-            let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
-            let e = exponent.field(p);
-            let at = usize::try_from(e).unwrap_or(0) & 2047;
-            lowest = lowest.min(at);
-            highest = highest.max(at);
-            count[at] += 1;
-            if t != p {
-                let d = difference::<W>(order::<W>(t, float), order::<W>(p, float));
-                changed[at] += 1;
-                if !exponent.is_top(p) {
-                    sum[at] += d.unsigned_abs().min(cap);
+        // Groups of words spread over the row stand for all of it; where changes are rare fewer will do, for all changes count.
+        let groups = words.div_ceil(GROUP);
+        let looks = if rare { *looks / 4 } else { *looks };
+        let step = (groups / (looks / GROUP).max(1)).max(1);
+        let (mut seen, mut found) = (0usize, 0usize);
+        for group in (0..groups).step_by(step) {
+            complete(group, tokens);
+            let range = group * GROUP..words.min((group + 1) * GROUP);
+            seen += range.len();
+            for i in range {
+                let (at, token) = (place(i), tokens[i]);
+                lowest = lowest.min(at);
+                highest = highest.max(at);
+                // No branch on what is as good as random; two counters, so that one need not wait for the other.
+                let different = token != 0;
+                counts[i & 1][at] += u64::from(!different);
+                all[found] = (u16::try_from(at).unwrap_or(0), token);
+                found += usize::from(different);
+            }
+        }
+        let whole = words as f64 / seen.max(1) as f64;
+        let mut weight = whole;
+        if rare {
+            weight = 1.0;
+            found = 0;
+            for (group, moved) in moved.iter().enumerate() {
+                if *moved == 0 {
+                    continue;
                 }
-                all.push((u16::try_from(e).unwrap_or(0), token::<W>(d)));
+                complete(group, tokens);
+                let mut rest = *moved;
+                while rest != 0 {
+                    let i = group * GROUP + rest.trailing_zeros() as usize;
+                    rest &= rest - 1;
+                    all[found] = (u16::try_from(place(i)).unwrap_or(0), tokens[i]);
+                    found += 1;
+                }
             }
         }
-        let mut mean = 0f64;
-        for e in lowest..=highest.min(2047) {
-            if count[e] > changed[e] {
+        all.truncate(found);
+        let [even, odd] = counts;
+        for (e, (a, b)) in even
+            .iter_mut()
+            .zip(odd)
+            .enumerate()
+            .take(highest + 1)
+            .skip(lowest)
+        {
+            if *a + *b > 0 {
+                let same = (*a + *b) as f64 * whole;
                 self.same
-                    .push((u16::try_from(e).unwrap_or(0), count[e] - changed[e]));
+                    .push((u16::try_from(e).unwrap_or(0), rounded(same)));
             }
-            if sum[e] > 0 {
-                mean += sum[e] as f64 * 2f64.powi(i32::try_from(e).unwrap_or(0));
-            }
-            count[e] = 0;
-            changed[e] = 0;
-            sum[e] = 0;
+            (*a, *b) = (0, 0);
         }
-        self.mean = scales::quantise(mean / words as f64);
+        let spread = Spread::of::<W>();
+        // Exponents are taken less 512, within the range of a float's own.
+        let mean: f64 = all
+            .iter()
+            .map(|(e, token)| {
+                spread.lead(*token).min(cap) as f64 * f64::from_bits((u64::from(*e) + 511) << 52)
+            })
+            .sum();
+        let mean = scales::quantise(mean * weight / words as f64);
+        self.mean = mean.saturating_add(512 * 4);
         let step = all.len().div_ceil(CHANGES).max(1);
-        self.weight = u32::try_from(step).unwrap_or(1);
+        self.weight = rounded(step as f64 * weight).max(1);
         self.changes.extend(all.iter().step_by(step));
         true
     }
@@ -176,4 +242,13 @@ impl Row {
             histogram.add(scale, i32::from(*e), *t, self.weight.saturating_mul(times));
         }
     }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped"
+)]
+fn rounded(x: f64) -> u32 {
+    x.round().clamp(0.0, 1e9) as u32
 }

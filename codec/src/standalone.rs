@@ -74,6 +74,7 @@ fn encode_split<const W: usize>(
         tables,
         tokens,
         words: coder_words,
+        missing,
         bytes,
         ..
     } = scratch;
@@ -102,7 +103,8 @@ fn encode_split<const W: usize>(
     crate::bits::put_varint(out, table.len() as u64);
     out.extend_from_slice(&table);
     out.extend_from_slice(bytes);
-    rans::encode(tables, tokens, &set, LANES, coder_words, out);
+    // Every exponent that occurs has a frequency.
+    rans::encode(tables, tokens, &set, LANES, coder_words, missing, out);
 }
 
 /// Decodes what [`encode`] made.

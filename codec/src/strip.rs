@@ -135,42 +135,58 @@ pub(crate) fn encode<const W: usize>(
     let Scratch {
         tables,
         tokens,
+        masks,
+        dense,
+        changed,
+        wide,
         words: coder_words,
         bytes,
         patches,
+        missing,
+        coder_bytes,
+        side,
         ..
     } = scratch;
     tables.clear();
-    tokens.clear();
+    masks.clear();
     bytes.clear();
     patches.clear();
+    plan.tables::<W>(words, prediction, dense, |tables_of| {
+        passes::pack(tables_of, tables, masks);
+    });
+    passes::tokens::<W>(target, prediction, plan.float, dense, changed, wide);
+    tokens.clear();
+    passes::select(dense, masks, tokens);
+    let difference_at = |i: usize| {
+        let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
+        difference::<W>(order::<W>(t, plan.float), order::<W>(p, plan.float))
+    };
     let mut raw = BitWriter::new(bytes);
-    let mut bits = 0u64;
-    for (range, window) in plan.rows(words) {
-        let Some(window) = window else { continue };
-        for i in range {
-            let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
-            let table = window.get(plan.exponent.field(p));
-            let d = difference::<W>(order::<W>(t, plan.float), order::<W>(p, plan.float));
-            if table == COLD {
-                if d != 0 {
-                    patches.push((u32::try_from(i).unwrap_or(0), d));
-                }
+    let (mut from, mut bits) = (0, 0u64);
+    for (group, ((mask, changed), wide)) in masks.iter().zip(&*changed).zip(&*wide).enumerate() {
+        bits += u64::from((changed & mask).count_ones()) * 4;
+        let mut rest = wide & mask | changed & !mask;
+        while rest != 0 {
+            let bit = rest.trailing_zeros();
+            rest &= rest - 1;
+            let i = group * GROUP + bit as usize;
+            let d = difference_at(i);
+            if mask >> bit & 1 == 0 {
+                patches.push((u32::try_from(i).unwrap_or(0), d));
                 continue;
             }
-            let mut token = token::token::<W>(d);
-            if plan.set.intervals(table)[usize::from(token)].frequency == 0 {
+            let at = from + (mask & ((1 << bit) - 1)).count_ones() as usize;
+            let token = token::token::<W>(d);
+            if plan.set.intervals(tables[at])[usize::from(token)].frequency == 0 {
                 patches.push((u32::try_from(i).unwrap_or(0), d));
-                token = 0;
-            }
-            let n = token::raw_bits::<W>(token);
-            if n > 0 {
+                tokens[at] = 0;
+            } else {
+                let n = token::raw_bits::<W>(token);
                 raw.put(token::raw(d, n), n);
+                tokens[at] = token;
             }
-            bits += u64::from(token != 0) * 4;
-            tables.push(table);
-            tokens.push(token);
         }
+        from += mask.count_ones() as usize;
     }
     raw.finish();
     let lanes = lanes(bits + tables.len() as u64 / 16);
@@ -180,20 +196,51 @@ pub(crate) fn encode<const W: usize>(
         out[first] |= RAW;
         put_varint(out, bytes.len() as u64);
     }
-    let mut patched = std::mem::take(&mut scratch.side);
-    patched.clear();
-    patches::put(patches, count, &mut patched);
-    if !patched.is_empty() {
-        out[first] |= PATCHED;
-        put_varint(out, patched.len() as u64);
-    }
+    coder_bytes.clear();
     if tokens.iter().any(|t| *t != 0) {
         out[first] |= CODED;
-        rans::encode(tables, tokens, plan.set, lanes, coder_words, out);
+        rans::encode(
+            tables,
+            tokens,
+            plan.set,
+            lanes,
+            coder_words,
+            missing,
+            coder_bytes,
+        );
+        if !missing.is_empty() {
+            places(missing, masks, |i| {
+                patches.push((u32::try_from(i).unwrap_or(0), difference_at(i)));
+            });
+            patches.sort_unstable();
+        }
     }
+    side.clear();
+    patches::put(patches, count, side);
+    if !side.is_empty() {
+        out[first] |= PATCHED;
+        put_varint(out, side.len() as u64);
+    }
+    out.extend_from_slice(coder_bytes);
     out.extend_from_slice(bytes);
-    out.extend_from_slice(&patched);
-    scratch.side = patched;
+    out.extend_from_slice(side);
+}
+
+/// Calls `each` with the places in the strip of coded words, whose numbers descend.
+fn places(numbers: &[u32], masks: &[u32], mut each: impl FnMut(usize)) {
+    let mut numbers = numbers.iter().rev().map(|n| *n as usize).peekable();
+    let mut from = 0;
+    for (group, mask) in masks.iter().enumerate() {
+        let to = from + mask.count_ones() as usize;
+        while let Some(number) = numbers.next_if(|n| *n < to) {
+            let mut rest = *mask;
+            for _ in from..number {
+                rest &= rest.wrapping_sub(1);
+            }
+            each(group * GROUP + rest.trailing_zeros() as usize);
+        }
+        from = to;
+    }
 }
 
 /// The parts of a strip.

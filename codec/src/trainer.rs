@@ -102,7 +102,8 @@ impl TablesTrainer {
             .map(|(target, base)| {
                 let Some(base) = base else { return Ok(None) };
                 let analysis = Analysis::new(*target, Some(*base))?;
-                let sample = analysis.sample(sample_words(self.options.effort))?;
+                let sample =
+                    analysis.sample(sample_words(self.options.effort), self.options.effort)?;
                 Ok(Some((analysis.geometry.width, sample)))
             })
             .collect::<Result<Vec<_>, CodecError>>()?;
