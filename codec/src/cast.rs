@@ -111,10 +111,10 @@ pub(crate) fn cast_words(from: DType, data: &[u8], to: DType) -> Vec<u8> {
     for i in 0..count {
         let value = word_value(from, word(data, i));
         match to {
-            DType::BF16 => out.extend_from_slice(&bf16::from_f64(value).to_le_bytes()),
-            DType::F16 => out.extend_from_slice(&f16::from_f64(value).to_le_bytes()),
-            DType::F32 => out.extend_from_slice(&narrow(value).to_le_bytes()),
-            DType::F64 => out.extend_from_slice(&value.to_le_bytes()),
+            DType::BF16 => out.extend_from_slice(&rounded(value, 8, 7).to_le_bytes()[..2]),
+            DType::F16 => out.extend_from_slice(&rounded(value, 5, 10).to_le_bytes()[..2]),
+            DType::F32 => out.extend_from_slice(&rounded(value, 8, 23).to_le_bytes()[..4]),
+            DType::F64 => out.extend_from_slice(&rounded(value, 11, 52).to_le_bytes()),
             DType::F8E4M3 => out.push(to_small(value, 4, 3, 7, 448.0, 0x7f)),
             DType::F8E5M2 => out.push(to_small(value, 5, 2, 15, 57344.0, 0x7e)),
             _ => out.resize(out.len() + to.word_bytes(), 0),
@@ -123,12 +123,46 @@ pub(crate) fn cast_words(from: DType, data: &[u8], to: DType) -> Vec<u8> {
     out
 }
 
+/// The bits of the IEEE float with `exponent` and `mantissa` bits nearest to `value`, ties to even, by integers alone: a
+/// prediction must come out the same on every machine, and conversions by the CPU's instructions round some numbers twice.
+/// Every NaN becomes the same one.
+fn rounded(value: f64, exponent: u32, mantissa: u32) -> u64 {
+    let bits = value.to_bits();
+    let top = ((1u64 << exponent) - 1) << mantissa;
+    if value.is_nan() {
+        return top | 1 << (mantissa - 1);
+    }
+    if exponent == 11 {
+        return bits;
+    }
+    let sign = bits >> 63 << (exponent + mantissa);
+    let field = bits >> 52 & 0x7ff;
+    if field == 0 {
+        // A denormal f64 is far below half of the smallest value here.
+        return sign;
+    }
+    // The exponent field before rounding; the last place stays where it is below the normal range.
+    let e = i64::try_from(field).unwrap_or(0) - 1023 + ((1 << (exponent - 1)) - 1);
+    let Ok(lost) = u32::try_from(i64::from(52 - mantissa) + (1 - e).max(0)) else {
+        return sign;
+    };
+    if lost > 53 {
+        return sign;
+    }
+    let full = bits & ((1 << 52) - 1) | 1 << 52;
+    let (kept, rest, half) = (full >> lost, full & ((1 << lost) - 1), 1u64 << (lost - 1));
+    let kept = kept + u64::from(rest > half || rest == half && kept & 1 == 1);
+    // The leading bit adds one to the exponent field, and so does a carry out of the mantissa.
+    let field = u64::try_from(e - 1).unwrap_or(0);
+    sign | ((field << mantissa) + kept).min(top)
+}
+
 /// Rounds to an 8-bit float; what is too large becomes NaN (E4M3) or infinity (E5M2).
 fn to_small(value: f64, exponent: u32, mantissa: u32, bias: i32, max: f64, nan: u8) -> u8 {
     let sign = if value.is_sign_negative() { 0x80u8 } else { 0 };
     let a = value.abs();
     if a.is_nan() {
-        return sign | nan;
+        return nan;
     }
     let lowest = 1 - bias;
     let e = if a > 0.0 {
@@ -190,6 +224,38 @@ pub fn cast(from: DType, data: &[u8], to: DType) -> Result<Vec<u8>, CodecError> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounding_is_that_of_the_half_crate() {
+        let mut state = 7u64;
+        for i in 0..200_000u32 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let high = u32::try_from(state >> 32).unwrap_or(0);
+            let x = f32::from_bits(if i % 3 == 0 {
+                high
+            } else {
+                high & 0x8fff_ffff | 0x3000_0000
+            });
+            if x.is_nan() {
+                continue;
+            }
+            let wide = f64::from(x);
+            assert_eq!(
+                rounded(wide, 5, 10),
+                u64::from(f16::from_f32(x).to_bits()),
+                "{x:e}"
+            );
+            assert_eq!(
+                rounded(wide, 8, 7),
+                u64::from(bf16::from_f32(x).to_bits()),
+                "{x:e}"
+            );
+            let y = f64::from_bits(state >> 3 & !(0x7ff << 52) | u64::from(800 + i % 400) << 52);
+            assert_eq!(rounded(y, 8, 23), u64::from(narrow(y).to_bits()), "{y:e}");
+        }
+    }
 
     #[test]
     fn eight_bit_floats_come_back_from_their_values() {

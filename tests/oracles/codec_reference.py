@@ -1,0 +1,398 @@
+"""A second decoder of the codec's buffers, written from docs/format-codec.md alone: slow, small, standard library only.
+
+    python codec_reference.py BUFFER [BASE DTYPE SHAPE]     # writes the tensor's bytes to standard output
+
+BASE is a file with the base tensor's bytes; SHAPE is like 4x7 (empty for a scalar). Blocks of method 4 need `zstandard`.
+"""
+
+import sys
+
+# Name, bits, then exponent and mantissa bits of the floats the codec orders as numbers. A dtype's number is its place, from 1.
+DTYPES = [
+    ("BOOL", 8), ("F4", 4), ("F6_E2M3", 6), ("F6_E3M2", 6), ("U8", 8), ("I8", 8), ("F8_E5M2", 8, 5, 2), ("F8_E4M3", 8, 4, 3),
+    ("F8_E8M0", 8), ("I16", 16), ("U16", 16), ("F16", 16, 5, 10), ("BF16", 16, 8, 7), ("I32", 32), ("U32", 32),
+    ("F32", 32, 8, 23), ("C64", 64, 8, 23), ("F64", 64, 11, 52), ("I64", 64), ("U64", 64),
+]
+BLOCK, CONTEXTS, LOWER, UNCHANGED = 1 << 19, 56, 1 << 16, None
+ALPHABET = {1: (7, 0), 2: (5, 3), 4: (4, 2), 8: (6, 0)}  # by width: direct, sub
+
+
+def check(condition, what):
+    if not condition:
+        raise ValueError(what)
+
+
+class Bytes:
+    """Takes bytes off the front."""
+
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def take(self, count):
+        check(self.at + count <= len(self.data), "it ends early")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def byte(self):
+        return self.take(1)[0]
+
+    def varint(self):
+        value, shift = 0, 0
+        while True:
+            byte = self.byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def rest(self):
+        return self.take(len(self.data) - self.at)
+
+
+class Bits:
+    """Bits, least significant first."""
+
+    def __init__(self, data):
+        self.data, self.at, self.bytes = data, 0, len(data)
+
+    def take(self, count):
+        start = self.at
+        self.at += count
+        return int.from_bytes(self.data[start // 8 : (self.at + 7) // 8], "little") >> start % 8 & (1 << count) - 1
+
+    def ones(self):
+        count = 0
+        while self.take(1):
+            check(self.at <= 8 * self.bytes, "bits end early")
+            count += 1
+        return count
+
+    def end(self):
+        check((self.at + 7) // 8 == self.bytes, "bits do not end where they should")
+
+
+# Side information: an adaptive binary range coder.
+
+
+class Model:
+    def __init__(self, zero=1 << 15, seen=0):
+        self.zero, self.seen = zero, seen
+
+
+def mostly_zero():
+    return Model(0xC000, 1)
+
+
+class Number:
+    def __init__(self):
+        self.length = [Model() for _ in range(20)]
+        self.second = [Model() for _ in range(21)]
+
+
+class RangeDecoder:
+    def __init__(self, data):
+        self.data, self.at, self.range, self.code = data, 4, 0xFFFFFFFF, int.from_bytes((data + bytes(4))[:4], "big")
+
+    def bit(self, model):
+        bound = (self.range >> 16) * model.zero
+        one = self.code >= bound
+        if one:
+            self.code -= bound
+            self.range -= bound
+        else:
+            self.range = bound
+        while self.range < 1 << 24:
+            self.range <<= 8
+            self.code = self.code << 8 | (self.data[self.at] if self.at < len(self.data) else 0)
+            self.at += 1
+        rate = 1 + model.seen
+        model.zero += -(model.zero >> rate) if one else (65536 - model.zero) >> rate
+        model.zero = min(max(model.zero, 64), 65536 - 64)
+        model.seen = min(model.seen + 1, 4)
+        return one
+
+    def number(self, model):
+        length = 0
+        while length < 20 and self.bit(model.length[length]):
+            length += 1
+        value = 1
+        for i in reversed(range(length)):
+            value = value << 1 | self.bit(model.second[length] if i + 1 == length else Model())
+        return value - 1
+
+
+def read_scales(data, rows):
+    coder = RangeDecoder(data.take(data.varint()))
+    unchanged, was_unchanged = [mostly_zero(), mostly_zero()], False
+    moved, had_moved = [mostly_zero(), Model()], False
+    down, went, step = [Model(), Model(), Model()], 0, Number()
+    last, first, scales = 0, True, []
+    for _ in range(rows):
+        was_unchanged = coder.bit(unchanged[was_unchanged])
+        if was_unchanged:
+            scales.append(UNCHANGED)
+            continue
+        move = coder.bit(moved[had_moved])
+        if move:
+            negative = coder.bit(down[went])
+            size = coder.number(step) + 1
+            last += -size if negative else size
+            went = 2 if negative else 1
+        else:
+            went = 0
+        had_moved = move and not first
+        first = False
+        scales.append(last)
+    return scales
+
+
+class Tables:
+    """Frequency tables and the map from contexts to them."""
+
+    def __init__(self, data):
+        self.precision = data.byte()
+        check(9 <= self.precision <= 12, "precision")
+        first = data.varint()
+        self.first = first >> 1 ^ -(first & 1)
+        count = data.byte()
+        coder = RangeDecoder(data.take(data.varint()))
+        cold, new, last = mostly_zero(), mostly_zero(), 0
+        self.map = []
+        for _ in range(CONTEXTS):
+            if coder.bit(cold):
+                self.map.append(0)
+                continue
+            if coder.bit(new) or last == 0:
+                last += 1
+            self.map.append(last)
+        check(last == count, "number of tables")
+        order = [0] + [t for i in range(1, 129) for t in (i, 256 - i)][:255]
+        widest, numbers = Number(), [[Number() for _ in range(14)] for _ in range(3)]
+        self.slots = []  # by table: (token, offset, frequency) of every slot
+        for _ in range(count):
+            frequencies, before = [0] * 256, [0, 0]
+            for i in range(coder.number(widest)):
+                side = 0 if i == 0 else 1 + i % 2
+                near = before[1 - i % 2]
+                frequency = coder.number(numbers[side][min(near.bit_length(), 13)])
+                frequencies[order[i]] = before[i % 2] = frequency
+            check(sum(frequencies) == 1 << self.precision and 0 < frequencies[0] < 1 << self.precision, "frequencies")
+            self.slots.append([(t, o, f) for t, f in enumerate(frequencies) for o in range(f)])
+
+
+def rans(data, lanes, tables, numbers):
+    """The tokens of words whose tables have these numbers."""
+    states = [int.from_bytes(data.take(4), "little") for _ in range(lanes)]
+    mask, tokens = (1 << tables.precision) - 1, []
+    for i, number in enumerate(numbers):
+        x = states[i % lanes]
+        token, offset, frequency = tables.slots[number - 1][x & mask]
+        x = frequency * (x >> tables.precision) + offset
+        if x < LOWER:
+            x = x << 16 | int.from_bytes(data.take(2), "little")
+        states[i % lanes] = x
+        tokens.append(token)
+    check(data.at == len(data.data) and all(x == LOWER for x in states), "tokens do not end where they should")
+    return tokens
+
+
+def difference(token, width, raw):
+    """The difference of a token, its raw bits taken from `raw`."""
+    direct, sub = ALPHABET[width]
+    size = token if token < 128 else 256 - token
+    if width > 1 and size >= 1 << direct:
+        octave, following = divmod(size - (1 << direct), 1 << sub)
+        count = min(octave + direct - sub, 8 * width - 1)
+        size = (1 << sub | following) << count | raw.take(count)
+    return size if token < 128 else -size
+
+
+def move(word, d, width, is_float):
+    """The word `d` further on in numeric order."""
+    mask, top = (1 << 8 * width) - 1, 1 << 8 * width - 1
+    if not is_float:
+        return word + d & mask
+    ordered = word ^ (mask if word & top else top)
+    ordered = ordered + d & mask
+    return ordered ^ (top if ordered & top else mask)
+
+
+def patches(data, count):
+    """Places and differences."""
+    if not data:
+        return
+    data = Bytes(data)
+    number, gap, size = data.varint(), data.byte(), data.byte()
+    bits, place = Bits(data.rest()), 0
+    for _ in range(number):
+        place += (bits.ones() << gap) + bits.take(gap)
+        check(place < count, "a patch lies past its strip")
+        length = size + bits.ones()
+        zigzag = (1 << length | bits.take(length)) - (1 << size)
+        yield place, -(zigzag // 2 + 1) if zigzag % 2 else zigzag // 2 + 1
+        place += 1
+    bits.end()
+
+
+class Tensor:
+    def __init__(self, number, shape, header, base):
+        name, bits, *layout = ("bytes", 8) if number == 0 else DTYPES[number - 1]
+        self.name, self.layout = name, layout
+        self.width = {16: 2, 32: 4, 64: 8}.get(bits, 1) if name != "C64" else 4
+        elements = 1
+        for d in shape:
+            elements *= d
+        check(elements * bits % 8 == 0, "half a byte")
+        self.words = elements * bits // 8 // self.width
+        self.common, self.base = self.predict(name, bits, shape, base)
+        self.header = None
+        if header:
+            data = Bytes(header)
+            flags, strip, self.row = data.byte(), data.byte(), data.varint()
+            check(flags == 1, "shared tables are not in the buffer")
+            self.strip = 1 << strip
+            self.scales = read_scales(data, -(-self.common // self.row))
+            self.header = Tables(data)
+            check(not data.rest(), "the header is too long")
+
+    def predict(self, name, bits, shape, base):
+        """Words in common with the base, and their predictions."""
+        if base is None:
+            return 0, []
+        base_name, base_shape, data = base
+        rows = shape == base_shape or len(shape) == len(base_shape) > 0 and shape[1:] == base_shape[1:]
+        if not rows:
+            return 0, []
+        mine = theirs = 1
+        for a, b in zip(shape, base_shape):
+            mine, theirs = mine * a, theirs * b
+        common = min(mine, theirs)
+        if name == base_name != "bytes":
+            words = common * bits // 8 // self.width
+            return words, words_of(data, self.width)[:words]
+        layout = next((d[2:] for d in DTYPES if d[0] == base_name and d[0] != "C64"), None)
+        if layout and self.layout and name != "C64":
+            width = (1 + sum(layout)) // 8
+            return common, [cast(w, base_name, layout, name, self.layout) for w in words_of(data, width)[:common]]
+        return 0, []
+
+    def blocks(self):
+        """First and last word of each block; no block holds both words with and without a base."""
+        for start, end in ((0, self.common), (self.common, self.words)):
+            for at in range(start, end, BLOCK):
+                yield at, min(at + BLOCK, end)
+
+    def block(self, start, end, payload):
+        data = Bytes(payload)
+        method = data.byte()
+        if method in (0, 2):
+            check(end <= self.common, "no base")
+            words = self.base[start:end]
+            if method == 2:
+                for at in range(start, end, self.strip):
+                    to = min(at + self.strip, end)
+                    words[at - start : to - start] = self.decode_strip(at, to, Bytes(data.take(data.varint())))
+            check(not data.rest(), "bytes follow the last strip")
+            return b"".join(w.to_bytes(self.width, "little") for w in words)
+        if method == 1:
+            return data.rest()
+        if method == 3:
+            return self.stand_alone(end - start, data)
+        check(method == 4, "method")
+        import zstandard
+
+        return zstandard.ZstdDecompressor().decompress(data.rest(), max_output_size=(end - start) * self.width)
+
+    def table(self, at):
+        """The table of a word: 0 where it is not coded."""
+        scale = self.scales[at // self.row]
+        if scale is UNCHANGED:
+            return 0
+        exponent = 1
+        if self.layout:
+            exponent = max(self.base[at] >> self.layout[1] & (1 << self.layout[0]) - 1, 1)
+        return self.header.map[min(max(scale - 4 * exponent - self.header.first, 0), CONTEXTS - 1)]
+
+    def decode_strip(self, start, end, data):
+        flags = data.byte()
+        check(flags < 64 and flags & 7 <= 5, "strip flags")
+        raw = data.varint() if flags & 16 else 0
+        patched = data.varint() if flags & 32 else 0
+        coder = Bytes(data.take(len(data.data) - data.at - raw - patched))
+        raw, patched = Bits(data.take(raw)), data.take(patched)
+        words = self.base[start:end]
+        if flags & 8:
+            tables = [self.table(at) for at in range(start, end)]
+            tokens = iter(rans(coder, 1 << (flags & 7), self.header, [t for t in tables if t]))
+            for i, table in enumerate(tables):
+                if table:
+                    words[i] = move(words[i], difference(next(tokens), self.width, raw), self.width, bool(self.layout))
+            raw.end()
+        for place, d in patches(patched, end - start):
+            words[place] = move(self.base[start + place], d, self.width, bool(self.layout))
+        return words
+
+    def stand_alone(self, count, data):
+        exponent, mantissa = self.layout
+        tables = Tables(Bytes(data.take(data.varint())))
+        raw = Bits(data.take((count * (mantissa + 1) + 7) // 8))
+        out = []
+        for token in rans(Bytes(data.rest()), 32, tables, [1] * count):
+            low, sign = raw.take(mantissa), raw.take(1)
+            out.append((token << mantissa | low | sign << mantissa + exponent).to_bytes(self.width, "little"))
+        return b"".join(out)
+
+
+def words_of(data, width):
+    return [int.from_bytes(data[i : i + width], "little") for i in range(0, len(data), width)]
+
+
+def cast(word, source, source_layout, target, layout):
+    """One rounding, to nearest, ties to even; by integers. Every NaN becomes the same one."""
+    exponent, mantissa = source_layout
+    sign, field, low = word >> exponent + mantissa, word >> mantissa & (1 << exponent) - 1, word & (1 << mantissa) - 1
+    top = (1 << exponent) - 1
+    nan = low == 7 and field == top if source == "F8_E4M3" else field == top and low
+    infinite = field == top and not low and source != "F8_E4M3"
+    value = low | (1 << mantissa if field else 0)  # times 2 ** power
+    power = max(field, 1) - ((1 << exponent - 1) - 1) - mantissa
+    exponent, mantissa = layout
+    top = (1 << exponent) - 1
+    if nan:
+        return {"F8_E4M3": 0x7F, "F8_E5M2": 0x7E}.get(target, top << mantissa | 1 << mantissa - 1)
+    # The last place of the result: that of its own exponent, or of the smallest normal number.
+    place = max(value.bit_length() - 1 + power, 2 - (1 << exponent - 1)) - mantissa
+    shift = place - power
+    if shift > 0:
+        half, rest = 1 << shift - 1, value & (1 << shift) - 1
+        value = (value >> shift) + (rest > half or rest == half and value >> shift & 1)
+    else:
+        value <<= -shift
+    field = place + mantissa + (1 << exponent - 1) - 2  # one less: the leading bit adds it
+    bits = (field << mantissa) + value
+    largest = 0x7E if target == "F8_E4M3" else (top << mantissa) - 1
+    if infinite or bits > largest:
+        bits = 0x7F if target == "F8_E4M3" else top << mantissa
+    return sign << exponent + mantissa | bits
+
+
+def decode(buffer, base=None):
+    """The bytes of the tensor; `base`: name of the dtype, shape, bytes."""
+    data = Bytes(buffer)
+    check(data.take(4) == b"SPDT", "not a delta")
+    check(data.varint() <= 1, "a newer version")
+    number = data.byte()
+    shape = [data.varint() for _ in range(data.varint())]
+    tensor = Tensor(number, shape, data.take(data.varint()), base)
+    out = b"".join([tensor.block(start, end, data.take(data.varint())) for start, end in tensor.blocks()])
+    check(not data.rest(), "it is too long")
+    return out
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    parent = None
+    if len(arguments) == 4:
+        shape = [int(d) for d in arguments[3].split("x") if d]
+        parent = (arguments[2], shape, open(arguments[1], "rb").read())
+    sys.stdout.buffer.write(decode(open(arguments[0], "rb").read(), parent))
