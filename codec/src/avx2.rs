@@ -4,17 +4,18 @@
 //! makes them read or write outside.
 
 use std::arch::x86_64::{
-    __m256i, _mm_cvtsi32_si128, _mm_loadl_epi64, _mm_loadu_si128, _mm_shuffle_epi8, _mm_srli_si128,
-    _mm_storel_epi64, _mm_unpacklo_epi64, _mm256_abs_epi8, _mm256_abs_epi16, _mm256_abs_epi32,
-    _mm256_add_epi16, _mm256_add_epi32, _mm256_and_si256, _mm256_andnot_si256, _mm256_blendv_epi8,
+    __m256i, _mm_cvtsi32_si128, _mm_cvtsi128_si64, _mm_extract_epi64, _mm_insert_epi32,
+    _mm_loadl_epi64, _mm_loadu_si128, _mm_shuffle_epi8, _mm_srli_si128, _mm_storel_epi64,
+    _mm_unpacklo_epi64, _mm256_abs_epi8, _mm256_abs_epi16, _mm256_abs_epi32, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_andnot_si256, _mm256_blendv_epi8,
     _mm256_broadcastsi128_si256, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpeq_epi8,
     _mm256_cmpeq_epi16, _mm256_cmpeq_epi32, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32,
-    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_extracti128_si256, _mm256_i32gather_epi32,
-    _mm256_loadu_si256, _mm256_max_epi16, _mm256_max_epi32, _mm256_max_epu8, _mm256_max_epu16,
-    _mm256_max_epu32, _mm256_min_epi16, _mm256_min_epi32, _mm256_min_epu8, _mm256_movemask_epi8,
-    _mm256_movemask_ps, _mm256_mullo_epi32, _mm256_or_si256, _mm256_packs_epi16,
-    _mm256_packs_epi32, _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32,
-    _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setr_epi32,
+    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_extracti128_si256, _mm256_loadu_si256,
+    _mm256_max_epi16, _mm256_max_epi32, _mm256_max_epu8, _mm256_max_epu16, _mm256_max_epu32,
+    _mm256_min_epi16, _mm256_min_epi32, _mm256_min_epu8, _mm256_movemask_epi8, _mm256_movemask_ps,
+    _mm256_mullo_epi32, _mm256_or_si256, _mm256_packs_epi16, _mm256_packs_epi32,
+    _mm256_packus_epi16, _mm256_permute4x64_epi64, _mm256_permutevar8x32_epi32, _mm256_set_m128i,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setr_epi32,
     _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_sll_epi32, _mm256_slli_epi32,
     _mm256_srai_epi16, _mm256_srai_epi32, _mm256_srl_epi16, _mm256_srl_epi32, _mm256_srli_epi32,
     _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_epi32, _mm256_subs_epu8, _mm256_xor_si256,
@@ -171,7 +172,7 @@ unsafe fn groups(
         let byte = _mm256_set1_epi32(0xff);
         let offset = _mm256_set1_epi32(0xfff);
         let zero = _mm256_setzero_si256();
-        let source = slots.as_ptr().cast::<i32>();
+        let source = slots.as_ptr();
         while done < count && at < limit {
             let t = _mm256_loadu_si256(tables.as_ptr().add(done).cast());
             let t = _mm256_min_epu8(_mm256_subs_epu8(t, one), most);
@@ -187,7 +188,7 @@ unsafe fn groups(
                     };
                     let table = _mm256_sll_epi32(_mm256_cvtepu8_epi32(half), shift);
                     let index = _mm256_or_si256(table, _mm256_and_si256(x[$i], low));
-                    let slot = _mm256_i32gather_epi32::<4>(source, index);
+                    let slot = look_up(source, index);
                     found[$i] = _mm256_and_si256(slot, byte);
                     let y = _mm256_add_epi32(
                         _mm256_mullo_epi32(
@@ -225,6 +226,36 @@ unsafe fn groups(
     }
     debug_assert!(states.iter().all(|s| *s >= LOWER || done > 0));
     (at, done)
+}
+
+/// The slots at eight indices. Eight loads by hand take fewer micro-operations than the gather instruction of most CPUs.
+///
+/// # Safety
+/// The indices are inside `slots`.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn look_up(slots: *const u32, index: __m256i) -> __m256i {
+    // SAFETY: as asked of the caller.
+    unsafe {
+        let pick = |pair: i64| {
+            let pair = pair.cast_unsigned();
+            let (a, b) = ((pair & 0xffff_ffff) as usize, (pair >> 32) as usize);
+            (*slots.add(a), *slots.add(b))
+        };
+        let low = _mm256_castsi256_si128(index);
+        let high = _mm256_extracti128_si256::<1>(index);
+        let (a, b) = pick(_mm_cvtsi128_si64(low));
+        let (c, d) = pick(_mm_extract_epi64::<1>(low));
+        let (e, f) = pick(_mm_cvtsi128_si64(high));
+        let (g, h) = pick(_mm_extract_epi64::<1>(high));
+        let x = |a: u32, b: u32, c: u32, d: u32| {
+            let v = _mm_cvtsi32_si128(a.cast_signed());
+            let v = _mm_insert_epi32::<1>(v, b.cast_signed());
+            let v = _mm_insert_epi32::<2>(v, c.cast_signed());
+            _mm_insert_epi32::<3>(v, d.cast_signed())
+        };
+        _mm256_set_m128i(x(e, f, g, h), x(a, b, c, d))
+    }
 }
 
 /// Thirty-two numbers below 256 as bytes, in order.

@@ -63,7 +63,8 @@ impl<'a> BitReader<'a> {
     pub(crate) fn take(&mut self, bits: u32) -> u64 {
         let byte = self.at / 8;
         if bits <= 56
-            && let Some(near) = self.data.get(byte..).and_then(|d| d.first_chunk::<8>())
+            && byte + 8 <= self.data.len()
+            && let Some(near) = self.data[byte..].first_chunk::<8>()
         {
             let value = u64::from_le_bytes(*near) >> (self.at % 8);
             self.at += bits as usize;

@@ -19,10 +19,8 @@ pub(crate) const GROUP: usize = 32;
 pub(crate) struct Spread {
     /// Smallest magnitude of a token with raw bits.
     pub(crate) direct: u8,
-    /// Raw bits of each token.
-    bits: [u8; 256],
-    /// Value without its raw bits: positive.
-    lead: [u64; 256],
+    /// By token: the value without its raw bits, positive, and how many they are.
+    parts: [(u64, u32); 256],
 }
 
 impl Spread {
@@ -42,22 +40,27 @@ impl Spread {
         let byte = |t: usize| u8::try_from(t).unwrap_or(0);
         Self {
             direct: 1 << log,
-            bits: std::array::from_fn(|t| u8::try_from(token::raw_bits::<W>(byte(t))).unwrap_or(0)),
-            lead: std::array::from_fn(|t| token::value::<W>(byte(t), 0).unsigned_abs()),
+            parts: std::array::from_fn(|t| {
+                let token = byte(t);
+                (
+                    token::value::<W>(token, 0).unsigned_abs(),
+                    token::raw_bits::<W>(token),
+                )
+            }),
         }
     }
 
     /// The magnitude of a token, the least one where it has raw bits.
     #[inline(always)]
     pub(crate) fn lead(&self, token: u8) -> u64 {
-        self.lead[usize::from(token)]
+        self.parts[usize::from(token)].0
     }
 
     /// The difference of a token, with its raw bits taken from `raw`.
     #[inline(always)]
     pub(crate) fn value(&self, token: u8, raw: &mut BitReader<'_>) -> i64 {
-        let low = raw.take(u32::from(self.bits[usize::from(token)]));
-        let a = (self.lead[usize::from(token)] | low).cast_signed();
+        let (lead, bits) = self.parts[usize::from(token)];
+        let a = (lead | raw.take(bits)).cast_signed();
         let negative = i64::from(token.cast_signed() >> 7);
         (a ^ negative).wrapping_sub(negative)
     }

@@ -20,8 +20,10 @@ const REACH: i32 = 10;
 pub(crate) struct Row {
     /// Exponents with the number of unchanged words of each.
     same: Vec<(u16, u32)>,
-    /// Exponent and token of the changed words, perhaps thinned out.
-    changes: Vec<(u16, u8)>,
+    /// Tokens of the changed words, perhaps thinned out, by ascending exponent.
+    changes: Vec<u8>,
+    /// Exponents of the changed words, each with where its run of tokens ends.
+    runs: Vec<(u16, usize)>,
     /// Changed words for each in `changes`.
     weight: u32,
     /// The scale by the mean update.
@@ -36,6 +38,8 @@ pub(crate) struct Counter {
     /// Unchanged words of each exponent, in two parts.
     counts: [Vec<u64>; 2],
     all: Vec<(u16, u8)>,
+    /// Where the changes of each exponent go; zeros between rows.
+    starts: Vec<usize>,
     tokens: Vec<u8>,
     moved: Vec<u32>,
     wide: Vec<u32>,
@@ -51,6 +55,7 @@ impl Counter {
             },
             counts: [vec![0; 2048], vec![0; 2048]],
             all: Vec::new(),
+            starts: vec![0; 2048],
             tokens: Vec::new(),
             moved: Vec::new(),
             wide: Vec::new(),
@@ -71,6 +76,7 @@ impl Row {
     ) -> bool {
         self.same.clear();
         self.changes.clear();
+        self.runs.clear();
         self.weight = 1;
         self.mean = UNCHANGED;
         if target == prediction {
@@ -83,6 +89,7 @@ impl Row {
             looks,
             counts,
             all,
+            starts,
             tokens,
             moved,
             wide,
@@ -173,8 +180,45 @@ impl Row {
         self.mean = mean.saturating_add(512 * 4);
         let step = all.len().div_ceil(CHANGES).max(1);
         self.weight = rounded(step as f64 * weight).max(1);
-        self.changes.extend(all.iter().step_by(step));
+        self.sort(all.iter().step_by(step).copied(), starts);
         true
+    }
+
+    /// Fills `changes` and `runs`.
+    fn sort(&mut self, all: impl Iterator<Item = (u16, u8)> + Clone, starts: &mut [usize]) {
+        let (mut lowest, mut highest, mut total) = (2047usize, 0usize, 0);
+        for (e, _) in all.clone() {
+            let e = usize::from(e) & 2047;
+            lowest = lowest.min(e);
+            highest = highest.max(e);
+            starts[e] += 1;
+            total += 1;
+        }
+        let mut start = 0;
+        for (e, place) in starts.iter_mut().enumerate().take(highest + 1).skip(lowest) {
+            let count = std::mem::replace(place, start);
+            if count > 0 {
+                start += count;
+                self.runs.push((u16::try_from(e).unwrap_or(0), start));
+            }
+        }
+        self.changes.resize(total, 0);
+        for (e, token) in all {
+            let at = &mut starts[usize::from(e) & 2047];
+            self.changes[*at] = token;
+            *at += 1;
+        }
+        starts[lowest.min(highest)..=highest].fill(0);
+    }
+
+    /// The runs of changes: exponent and tokens.
+    fn runs(&self) -> impl Iterator<Item = (i32, &[u8])> {
+        let mut from = 0;
+        self.runs.iter().map(move |(e, to)| {
+            let run = self.changes.get(from..*to).unwrap_or_default();
+            from = *to;
+            (i32::from(*e), run)
+        })
     }
 
     /// Bits of the row's tokens with `scale`.
@@ -185,9 +229,14 @@ impl Row {
             .map(|(e, n)| u64::from(*n) * u64::from(lengths.of(scale, i32::from(*e))[0]))
             .sum();
         let changes: u64 = self
-            .changes
-            .iter()
-            .map(|(e, t)| u64::from(lengths.of(scale, i32::from(*e))[usize::from(*t)]))
+            .runs()
+            .map(|(e, run)| {
+                let lengths = lengths.of(scale, e);
+                run.iter()
+                    .map(|t| u32::from(lengths[usize::from(*t)]))
+                    .sum::<u32>()
+            })
+            .map(u64::from)
             .sum();
         (same + changes * u64::from(self.weight)) as f32 / 64.0
     }
@@ -238,8 +287,10 @@ impl Row {
         for (e, n) in &self.same {
             histogram.add(scale, i32::from(*e), 0, n.saturating_mul(times));
         }
-        for (e, t) in &self.changes {
-            histogram.add(scale, i32::from(*e), *t, self.weight.saturating_mul(times));
+        for (e, run) in self.runs() {
+            for token in run {
+                histogram.add(scale, e, *token, self.weight.saturating_mul(times));
+            }
         }
     }
 }
