@@ -32,7 +32,11 @@ Exit codes:
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(name = "sparse", version, about = ABOUT, long_about = LONG_ABOUT, after_help = EXAMPLES)]
-#[command(propagate_version = true, arg_required_else_help = true, max_term_width = 100)]
+#[command(
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

@@ -44,7 +44,10 @@ impl Interrupt {
 
     /// Set when the user asks to stop.
     pub(crate) fn token(&self) -> CancelToken {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// A new wish, for the next statement of a shell.

@@ -146,6 +146,18 @@ def read_scales(data, rows):
     return scales
 
 
+def read_steps(data, count):
+    coder = RangeDecoder(data.take(data.varint()))
+    moved, down, size, last, steps = mostly_zero(), Model(), Number(), 0, []
+    for _ in range(count):
+        if coder.bit(moved):
+            negative = coder.bit(down)
+            change = coder.number(size) + 1
+            last += -change if negative else change
+        steps.append(last)
+    return steps
+
+
 class Tables:
     """Frequency tables and the map from contexts to them."""
 
@@ -249,8 +261,10 @@ class Tensor:
         if header:
             data = Bytes(header)
             flags, strip, self.row = data.byte(), data.byte(), data.varint()
-            check(flags == 1, "shared tables are not in the buffer")
+            check(flags in (1, 3), "shared tables are not in the buffer")
             self.strip = 1 << strip
+            if flags & 2:
+                self.shift(read_steps(data, 1 << min(self.layout[1], 8)))
             self.scales = read_scales(data, -(-self.common // self.row))
             self.header = Tables(data)
             check(not data.rest(), "the header is too long")
@@ -275,6 +289,14 @@ class Tensor:
             width = (1 + sum(layout)) // 8
             return common, [cast(w, base_name, layout, name, self.layout) for w in words_of(data, width)[:common]]
         return 0, []
+
+    def shift(self, steps):
+        """Moves the predictions by steps that depend on their mantissa."""
+        exponent, mantissa = self.layout
+        for i, word in enumerate(self.base):
+            if 0 < word >> mantissa & (1 << exponent) - 1 < (1 << exponent) - 1:
+                step = steps[(word & (1 << mantissa) - 1) * len(steps) >> mantissa]
+                self.base[i] = word + step & (1 << 8 * self.width) - 1
 
     def blocks(self):
         """First and last word of each block; no block holds both words with and without a base."""

@@ -39,7 +39,7 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
         "The lossless delta of a tensor against a base tensor, as one self-contained value. Null where data, dtype, shape \
          or effort is null; a null base_data encodes the tensor on its own (what an outer join gives for added tensors).",
         SYNTAX,
-        "SELECT f.name, f.bytes, octet_length(delta_encode(f.data, f.dtype, f.shape, b.data)) AS delta_bytes\n\
+        "SELECT f.name, f.bytes, length(encode(delta_encode(f.data, f.dtype, f.shape, b.data), 'hex')) / 2 AS delta_bytes\n\
          FROM sparse_tensors('examples/models/sft') AS f\n\
          JOIN sparse_tensors('examples/models/base') AS b ON f.name = b.name\n\
          ORDER BY f.name LIMIT 3;",
@@ -155,7 +155,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_encoded_comes_back() {
         let sql = format!(
-            "SELECT delta_decode(d, {BASE}, 'BF16', [1000]) = {TUNED}, octet_length(d) < 200 \
+            "SELECT delta_decode(d, {BASE}, 'BF16', [1000]) = {TUNED}, length(encode(d, 'hex')) < 400 \
              FROM (SELECT delta_encode({TUNED}, 'BF16', [1000], {BASE}, 'max') AS d)"
         );
         assert_eq!(query(&sql).await, ["true|true"]);

@@ -26,7 +26,7 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
     doc::document(
         "The bytes of a tensor in another element type. Each value is rounded once, to nearest, ties to even.",
         SYNTAX,
-        "SELECT name, octet_length(data) AS bytes, octet_length(tensor_cast(data, dtype, 'F32')) AS f32_bytes\n\
+        "SELECT name, dtype, tensor_values(tensor_cast(data, dtype, 'F32'), 'F32')[1] AS first\n\
          FROM sparse_tensors('examples/models/base') ORDER BY name LIMIT 3;",
         &[
             doc::DATA,
@@ -114,7 +114,7 @@ mod tests {
             ["true"]
         );
         let sql =
-            "SELECT octet_length(tensor_cast(decode(repeat('803f', 1000), 'hex'), 'BF16', 'F32'))";
+            "SELECT length(encode(tensor_cast(decode(repeat('803f', 1000), 'hex'), 'BF16', 'F32'), 'hex')) / 2";
         assert_eq!(query(sql).await, ["4000"]);
         assert!(
             error("SELECT tensor_cast(x'00', 'BF16', 'F32')")

@@ -138,10 +138,7 @@ type Collected<T> = (Vec<T>, Vec<i32>, Vec<bool>);
 /// Appends the values of a tensor's bytes to a list.
 type Convert<T> = fn(DType, &[u8], &mut Vec<T>) -> Result<(), CodecError>;
 
-fn collect<T: Copy>(
-    rows: &Rows,
-    convert: Convert<T>,
-) -> Result<Collected<T>> {
+fn collect<T: Copy>(rows: &Rows, convert: Convert<T>) -> Result<Collected<T>> {
     let mut all = Vec::new();
     let mut one = Vec::new();
     let mut offsets = vec![0_i32];

@@ -29,7 +29,11 @@ pub(super) async fn run(args: &Verify, context: &Context) -> Result<u8, Failure>
         for check in &checks {
             if !check.ok || context.talks() {
                 let mark = if check.ok { "ok    " } else { "FAILED" };
-                writeln!(out, "{mark} {:<9} {}: {}", check.kind, check.item, check.detail)?;
+                writeln!(
+                    out,
+                    "{mark} {:<9} {}: {}",
+                    check.kind, check.item, check.detail
+                )?;
             }
         }
         if context.talks() {

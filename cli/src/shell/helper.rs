@@ -7,11 +7,57 @@ use rustyline::{Context, Helper, Highlighter, Hinter};
 use sparse_pipelines::{Input, input_state};
 
 const KEYWORDS: &[&str] = &[
-    "AND", "AS", "ASC", "BETWEEN", "BY", "CASE", "COPY", "CREATE", "DESC", "DESCRIBE", "DISTINCT",
-    "ELSE", "END", "EXECUTE", "EXISTS", "EXPLAIN", "EXTERNAL", "FALSE", "FROM", "GROUP", "HAVING",
-    "IN", "INNER", "IS", "JOIN", "LEFT", "LIKE", "LIMIT", "LOCATION", "NOT", "NULL", "ON", "OR",
-    "ORDER", "PREPARE", "SAFETENSORS", "SELECT", "SET", "SHOW", "STORED", "TABLE", "TABLES", "THEN",
-    "TO", "TRUE", "UNION", "VALUES", "VIEW", "WHEN", "WHERE", "WITH",
+    "AND",
+    "AS",
+    "ASC",
+    "BETWEEN",
+    "BY",
+    "CASE",
+    "COPY",
+    "CREATE",
+    "DESC",
+    "DESCRIBE",
+    "DISTINCT",
+    "ELSE",
+    "END",
+    "EXECUTE",
+    "EXISTS",
+    "EXPLAIN",
+    "EXTERNAL",
+    "FALSE",
+    "FROM",
+    "GROUP",
+    "HAVING",
+    "IN",
+    "INNER",
+    "IS",
+    "JOIN",
+    "LEFT",
+    "LIKE",
+    "LIMIT",
+    "LOCATION",
+    "NOT",
+    "NULL",
+    "ON",
+    "OR",
+    "ORDER",
+    "PREPARE",
+    "SAFETENSORS",
+    "SELECT",
+    "SET",
+    "SHOW",
+    "STORED",
+    "TABLE",
+    "TABLES",
+    "THEN",
+    "TO",
+    "TRUE",
+    "UNION",
+    "VALUES",
+    "VIEW",
+    "WHEN",
+    "WHERE",
+    "WITH",
 ];
 
 /// What the editor asks while a statement is typed.
@@ -33,8 +79,18 @@ impl ShellHelper {
             })
             .collect();
         let state = session.state();
-        words.extend(state.scalar_functions().keys().map(|name| format!("{name}(")));
-        words.extend(state.aggregate_functions().keys().map(|name| format!("{name}(")));
+        words.extend(
+            state
+                .scalar_functions()
+                .keys()
+                .map(|name| format!("{name}(")),
+        );
+        words.extend(
+            state
+                .aggregate_functions()
+                .keys()
+                .map(|name| format!("{name}(")),
+        );
         let options = sparse_operators::SparseConfig::default();
         words.extend(options.documented().map(|(name, _, _)| name.to_owned()));
         words.extend(KEYWORDS.iter().map(|word| (*word).to_owned()));
@@ -50,7 +106,9 @@ impl ShellHelper {
         let before = line.get(..position).unwrap_or_default();
         let start = before
             .rfind(|c: char| !(c.is_alphanumeric() || c == '_' || c == '.'))
-            .map_or(0, |at| at + before[at..].chars().next().map_or(1, char::len_utf8));
+            .map_or(0, |at| {
+                at + before[at..].chars().next().map_or(1, char::len_utf8)
+            });
         let typed = &before[start..];
         if typed.is_empty() {
             return (position, Vec::new());
@@ -82,7 +140,9 @@ impl Completer for ShellHelper {
         let before = line.get(..position).unwrap_or_default();
         if before.matches('\'').count() % 2 == 1 {
             let start = before.rfind('\'').map_or(0, |at| at + 1);
-            let (at, pairs) = self.files.complete_path(&before[start..], position - start)?;
+            let (at, pairs) = self
+                .files
+                .complete_path(&before[start..], position - start)?;
             return Ok((start + at, pairs));
         }
         Ok(self.complete_word(line, position))

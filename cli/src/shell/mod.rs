@@ -42,11 +42,7 @@ pub(crate) async fn run(
     let mut editor: Editor<ShellHelper, FileHistory> =
         Editor::with_config(config).map_err(editor_failed)?;
     editor.set_helper(Some(ShellHelper::new(session).await));
-    let history = context
-        .config()
-        .open_options()
-        .cache()
-        .join("sql-history");
+    let history = context.config().open_options().cache().join("sql-history");
     // No history is no reason not to work.
     let _ = editor.load_history(&history);
     let mut shell = Shell {
@@ -125,9 +121,15 @@ impl Shell<'_> {
             let script = Script::parse(sql, &Params::default())?;
             let report = Runner::new(self.session)
                 .stop_when(move || cancel.is_cancelled())
-                .run(&script, &mut Printer::new(self.format).timed(self.context.talks()))
+                .run(
+                    &script,
+                    &mut Printer::new(self.format).timed(self.context.talks()),
+                )
                 .await?;
-            if let Some(error) = report.first_failure().and_then(|stage| stage.error.as_ref()) {
+            if let Some(error) = report
+                .first_failure()
+                .and_then(|stage| stage.error.as_ref())
+            {
                 return Err(Failure::from(error.inner()));
             }
             Ok(())

@@ -151,7 +151,11 @@ fn readable(batch: &RecordBatch, limit: Option<usize>) -> Result<RecordBatch, Ar
         } else {
             let formatter = ArrayFormatter::try_new(column.as_ref(), &FormatOptions::default())?;
             (0..column.len())
-                .map(|row| column.is_valid(row).then(|| formatter.value(row).to_string()))
+                .map(|row| {
+                    column
+                        .is_valid(row)
+                        .then(|| formatter.value(row).to_string())
+                })
                 .collect()
         };
         fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
@@ -197,7 +201,10 @@ mod tests {
             text(readable(&batch, Some(16))?),
             Some(("0102".to_owned(), "<100 bytes>".len()))
         );
-        assert_eq!(text(readable(&batch, None)?), Some(("0102".to_owned(), 200)));
+        assert_eq!(
+            text(readable(&batch, None)?),
+            Some(("0102".to_owned(), 200))
+        );
         Ok(())
     }
 }

@@ -94,7 +94,7 @@ static SPEC: Spec = Spec {
         "SELECT tensor, method, bytes, compressed_bytes, status\n\
          FROM sparse_compress('examples/models/base', 'examples/models/sft', '{tmp}/delta')\n\
          ORDER BY compressed_bytes DESC LIMIT 5;",
-        "SELECT sum(bytes) / sum(compressed_bytes) AS ratio\n\
+        "SELECT round(1.0 * sum(bytes) / sum(compressed_bytes), 2) AS ratio\n\
          FROM sparse_compress('examples/models/base', 'examples/models/sft', effort => 'max', dry_run => true);",
         "SELECT finetune, sum(compressed_bytes) AS bytes, status, message\n\
          FROM sparse_compress((SELECT 'examples/models/base' AS base, 'examples/models/' || name AS ft, '{tmp}/' || name AS output\n\

@@ -1,0 +1,128 @@
+//! Killed at any moment: the old state or the new, never between.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::support::{Random, assert_same, example, names, run_ok, sparse, text};
+
+/// Kills of each operation.
+const KILLS: usize = 25;
+
+/// Runs a command over and over with one of two inputs and kills it at random moments. After each, `is_whole` must say which
+/// of the two is there.
+fn kill_at_random(work: &Path, commands: &[Vec<String>; 2], is_whole: &dyn Fn() -> Option<usize>) {
+    let spawn = |which: usize| {
+        sparse(work)
+            .args(&commands[which])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    };
+    let mut longest = Duration::ZERO;
+    for which in [1, 0] {
+        let start = Instant::now();
+        assert!(spawn(which).wait().unwrap().success());
+        longest = longest.max(start.elapsed());
+    }
+    let mut random = Random::new(23);
+    let mut there = 0;
+    let mut cut_short = 0;
+    for kill in 0..KILLS {
+        let which = (there + 1) % 2;
+        let mut child = spawn(which);
+        let wait = longest.mul_f64(random.below(1100) as f64 / 1000.0);
+        std::thread::sleep(wait);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let now =
+            is_whole().unwrap_or_else(|| panic!("kill {kill} after {wait:?} left neither state"));
+        cut_short += usize::from(now != which);
+        there = now;
+    }
+    assert!(cut_short > 0, "every run was over before it was killed");
+    // The next run removes what killed ones left.
+    for which in [1, 0] {
+        assert!(spawn(which).wait().unwrap().success());
+    }
+    let left: Vec<String> = names(work)
+        .into_iter()
+        .filter(|name| name.contains("tmp"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+fn strings(arguments: &[&str]) -> Vec<String> {
+    arguments
+        .iter()
+        .map(|argument| (*argument).to_owned())
+        .collect()
+}
+
+#[test]
+fn compress_is_all_or_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let delta = text(&work.path().join("delta"));
+    let command = |finetune: &str| {
+        strings(&[
+            "compress",
+            &example("base"),
+            &example(finetune),
+            "-o",
+            &delta,
+            "--overwrite",
+        ])
+    };
+    let which = || {
+        let info = run_ok(work.path(), &["info", &delta]);
+        run_ok(work.path(), &["verify", &delta, "--base", &example("base")]);
+        ["sft", "lora-merged"]
+            .iter()
+            .position(|name| info.contains(&example(name)))
+    };
+    kill_at_random(
+        work.path(),
+        &[command("sft"), command("lora-merged")],
+        &which,
+    );
+}
+
+#[test]
+fn reconstruct_is_all_or_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let model = work.path().join("model");
+    let command = |finetune: &str| {
+        let delta = text(&work.path().join(format!("{finetune}-delta")));
+        run_ok(
+            work.path(),
+            &[
+                "compress",
+                &example("base"),
+                &example(finetune),
+                "-o",
+                &delta,
+            ],
+        );
+        strings(&[
+            "reconstruct",
+            &example("base"),
+            &delta,
+            "-o",
+            &text(&model),
+            "--overwrite",
+        ])
+    };
+    let which = || {
+        let weights = std::fs::read(model.join("model.safetensors")).ok()?;
+        let found = ["sft", "lora-merged"].iter().position(|name| {
+            std::fs::read(format!("{}/model.safetensors", example(name))).unwrap() == weights
+        })?;
+        assert_same(example(["sft", "lora-merged"][found]).as_ref(), &model);
+        Some(found)
+    };
+    kill_at_random(
+        work.path(),
+        &[command("sft"), command("lora-merged")],
+        &which,
+    );
+}

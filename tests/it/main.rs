@@ -1,0 +1,23 @@
+//! End-to-end tests, through what users touch: SQL, the `sparse` binary, the library's builders. Compiled as part of
+//! `sparse-cli`, so that cargo builds the binary first.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed step is a failed test"
+)]
+
+mod bounded;
+mod cli;
+mod dependencies;
+mod docs;
+mod full_disk;
+mod hostile;
+mod kill;
+mod library;
+mod main_job;
+mod models;
+mod oracles;
+mod shell;
+mod slt;
+mod sql_writes;
+mod support;
