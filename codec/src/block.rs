@@ -3,7 +3,7 @@
 /// How a block is stored. The number is the block's first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// Equal to the prediction: nothing follows.
+    /// Equal to the prediction (mostly the base): nothing follows.
     Same = 0,
     /// The elements as they are.
     Raw = 1,

@@ -1,16 +1,18 @@
 //! One tensor out: the inverse of the encoder, trusting nothing it reads.
 
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use crate::{
     CodecError, DType, Scratch, SharedTables,
     bits::{take_byte, take_bytes, take_size},
     block::Method,
     context::Exponent,
-    encoder::{OWN_TABLES, STRIPS, Tables, predict},
+    encoder::{OWN_TABLES, SHIFTED, STRIPS, Tables, predict},
     error::corrupt,
     geometry::{Geometry, MIN_ROW, Relation},
-    scales, standalone,
+    scales,
+    shift::Shift,
+    standalone,
     strip::{self, Plan},
     tables::TableSet,
     view::byte_len,
@@ -25,6 +27,7 @@ pub struct TensorDecoder {
     scales: Vec<i16>,
     strip: usize,
     tables: Option<Tables>,
+    shift: Option<Shift>,
 }
 
 impl TensorDecoder {
@@ -58,13 +61,14 @@ impl TensorDecoder {
             scales: Vec::new(),
             strip: 1,
             tables: None,
+            shift: None,
         };
         if header.is_empty() {
             return Ok(this);
         }
         let mut data = header;
         let flags = take_byte(&mut data)?;
-        if flags & !OWN_TABLES != 0 {
+        if flags & !(OWN_TABLES | SHIFTED) != 0 {
             return Err(corrupt("unknown header flags: a newer version may read it"));
         }
         let strip = take_byte(&mut data)?;
@@ -75,6 +79,9 @@ impl TensorDecoder {
         geometry.row = take_size(&mut data, usize::MAX >> 1)?;
         if geometry.row < MIN_ROW.min(geometry.common).max(1) {
             return Err(corrupt("rows are too short"));
+        }
+        if flags & SHIFTED != 0 {
+            this.shift = Some(Shift::take(&mut data, dtype)?);
         }
         this.scales = scales::take(&mut data, geometry.rows())?;
         this.geometry = geometry;
@@ -127,14 +134,14 @@ impl TensorDecoder {
                 if !data.is_empty() || words.end > self.geometry.common {
                     return Err(corrupt("a block said to equal its base cannot"));
                 }
-                out.copy_from_slice(&predict(self.relation, self.dtype, base, words)?);
+                out.copy_from_slice(&self.predict(base, words)?);
                 Ok(())
             }
             Method::Delta => {
                 if words.end > self.geometry.common {
                     return Err(corrupt("a block lies past its base"));
                 }
-                let prediction = predict(self.relation, self.dtype, base, words.clone())?;
+                let prediction = self.predict(base, words.clone())?;
                 match self.geometry.width {
                     1 => self.decode::<1>(words, data, &prediction, out, scratch),
                     2 => self.decode::<2>(words, data, &prediction, out, scratch),
@@ -146,6 +153,14 @@ impl TensorDecoder {
                 standalone::decode(method, self.dtype, data, out, scratch)
             }
         }
+    }
+
+    fn predict<'a>(
+        &self,
+        base: Option<&'a [u8]>,
+        words: Range<usize>,
+    ) -> Result<Cow<'a, [u8]>, CodecError> {
+        predict(self.relation, self.dtype, base, words, self.shift.as_ref())
     }
 
     fn decode<const W: usize>(

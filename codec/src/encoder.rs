@@ -13,6 +13,7 @@ use crate::{
     geometry::{BLOCK, Geometry, Relation},
     rows::{Counter, Row},
     scales::{self, Model, UNCHANGED},
+    shift::Shift,
     standalone,
     strip::{self, Plan},
     tables::TableSet,
@@ -22,6 +23,12 @@ use crate::{
 
 /// Header bit: the tensor has its own tables.
 pub(crate) const OWN_TABLES: u8 = 1;
+/// Header bit: the base is moved by a step that depends on its mantissa.
+pub(crate) const SHIFTED: u8 = 2;
+/// Words from which a tensor may be moved, and the runs of words that are looked at for it.
+const LEAST_SHIFTED: usize = 1 << 13;
+const RUN: usize = 256;
+const RUNS: usize = 256;
 /// log2 of the words of a strip: what a CPU's second cache holds, and more where little is coded.
 pub(crate) const STRIPS: std::ops::RangeInclusive<u8> = 14..=19;
 const DENSE_STRIP: u8 = 16;
@@ -37,6 +44,8 @@ pub(crate) struct Analysis<'a> {
     pub(crate) base: Option<TensorView<'a>>,
     pub(crate) relation: Relation,
     pub(crate) geometry: Geometry,
+    /// How the base is moved to predict the target.
+    pub(crate) shift: Option<Shift>,
 }
 
 impl<'a> Analysis<'a> {
@@ -54,21 +63,48 @@ impl<'a> Analysis<'a> {
             base.as_ref().map(|b| (b.dtype, b.shape)),
         );
         let geometry = Geometry::of(target, relation);
-        Ok(Self {
+        let mut this = Self {
             target,
             base,
             relation,
             geometry,
-        })
+            shift: None,
+        };
+        if base.is_some() && this.geometry.common > 0 {
+            this.shift = this.fit()?;
+        }
+        Ok(this)
+    }
+
+    /// A step by mantissa, where a sample of the words shows one.
+    fn fit(&self) -> Result<Option<Shift>, CodecError> {
+        let g = &self.geometry;
+        if g.common < LEAST_SHIFTED {
+            return Ok(None);
+        }
+        let runs = g.common.div_ceil(RUN);
+        let step = (runs / RUNS).max(1);
+        let pairs = (0..runs)
+            .step_by(step)
+            .map(|run| {
+                let words = run * RUN..g.common.min((run + 1) * RUN);
+                let prediction = self.prediction(words.clone())?.into_owned();
+                let bytes = words.start * g.width..words.end * g.width;
+                Ok((self.target.data.get(bytes).unwrap_or_default(), prediction))
+            })
+            .collect::<Result<Vec<_>, CodecError>>()?;
+        Ok(Shift::fit(self.target.dtype, pairs.into_iter()))
     }
 
     /// The prediction of some words: the base's, cast where dtypes differ.
     pub(crate) fn prediction(&self, words: Range<usize>) -> Result<Cow<'a, [u8]>, CodecError> {
+        let base = self.base.map(|b| b.data);
         predict(
             self.relation,
             self.target.dtype,
-            self.base.map(|b| b.data),
+            base,
             words,
+            self.shift.as_ref(),
         )
     }
 
@@ -168,12 +204,18 @@ impl<'a> Analysis<'a> {
 }
 
 /// The prediction of some words by a relation; borrowed where the base needs no cast.
-pub(crate) fn predict(
+pub(crate) fn predict<'a>(
     relation: Relation,
     dtype: Option<DType>,
-    base: Option<&[u8]>,
+    base: Option<&'a [u8]>,
     words: Range<usize>,
-) -> Result<Cow<'_, [u8]>, CodecError> {
+    shift: Option<&Shift>,
+) -> Result<Cow<'a, [u8]>, CodecError> {
+    if let Some(shift) = shift {
+        let mut moved = predict(relation, dtype, base, words, None)?.into_owned();
+        shift.apply(&mut moved, dtype.map_or(1, DType::word_bytes));
+        return Ok(Cow::Owned(moved));
+    }
     let missing = CodecError::Base {
         what: "none was given, or a shorter one",
     };
@@ -242,6 +284,15 @@ impl<'a> TensorEncoder<'a> {
 
     /// Chooses tables and scales and writes the header; leaves all empty where nothing changed.
     fn plan(&mut self, options: &EncodeOptions) -> Result<(), CodecError> {
+        self.plan_with(options)?;
+        if self.header.is_empty() && self.analysis.shift.take().is_some() {
+            // All is as the moved base says, but only a header can say so: without the move there is something to code.
+            self.plan_with(options)?;
+        }
+        Ok(())
+    }
+
+    fn plan_with(&mut self, options: &EncodeOptions) -> Result<(), CodecError> {
         let geometry = &self.analysis.geometry;
         let shared = options
             .shared
@@ -297,13 +348,19 @@ impl<'a> TensorEncoder<'a> {
             DENSE_STRIP
         };
         self.strip = 1 << strip;
-        self.header.push(if matches!(tables, Tables::Own(_)) {
-            OWN_TABLES
-        } else {
-            0
-        });
+        let mut flags = 0;
+        if matches!(tables, Tables::Own(_)) {
+            flags |= OWN_TABLES;
+        }
+        if self.analysis.shift.is_some() {
+            flags |= SHIFTED;
+        }
+        self.header.push(flags);
         self.header.push(strip);
         put_varint(&mut self.header, geometry.row as u64);
+        if let Some(shift) = &self.analysis.shift {
+            shift.put(&mut self.header);
+        }
         scales::put(&scales, &mut self.header);
         if let Tables::Own(own) = &tables {
             own.put(&mut self.header);
@@ -318,10 +375,11 @@ impl<'a> TensorEncoder<'a> {
         &self.header
     }
 
-    /// Where predictions come from: `none`, `base` or `cast`.
+    /// Where predictions come from: `none`, `base`, `cast`, or `scaled`, where the base is moved as weight decay moves it.
     pub fn predictor(&self) -> &'static str {
         match self.analysis.relation {
             Relation::None => "none",
+            _ if self.analysis.shift.is_some() => "scaled",
             Relation::Same { .. } => "base",
             Relation::Cast { .. } => "cast",
         }
@@ -372,20 +430,35 @@ impl<'a> TensorEncoder<'a> {
         let mut changed = words.len() as u64;
         if words.start < a.geometry.common {
             let prediction = a.prediction(words.clone())?;
+            let differing = |base: &[u8]| -> u64 {
+                let pairs = target
+                    .as_chunks::<W>()
+                    .0
+                    .iter()
+                    .zip(base.as_chunks::<W>().0);
+                pairs.map(|(t, b)| u64::from(t != b)).sum()
+            };
+            changed = match &a.shift {
+                None => differing(&prediction),
+                Some(_) => {
+                    let base = a.base.map(|b| b.data);
+                    differing(&predict(
+                        a.relation,
+                        a.target.dtype,
+                        base,
+                        words.clone(),
+                        None,
+                    )?)
+                }
+            };
             if prediction.as_ref() == target {
                 out.push(Method::Same as u8);
+                let changed = self.elements(changed);
                 return Ok(BlockInfo {
                     method: Method::Same,
-                    changed: 0,
+                    changed,
                 });
             }
-            changed = target
-                .as_chunks::<W>()
-                .0
-                .iter()
-                .zip(prediction.as_chunks::<W>().0)
-                .map(|(t, p)| u64::from(t != p))
-                .sum();
             if let Some(set) = self.tables.as_ref().and_then(Tables::get) {
                 out.push(Method::Delta as u8);
                 let plan = Plan {

@@ -35,6 +35,7 @@ mod rans;
 mod rc;
 mod rows;
 mod scales;
+mod shift;
 mod standalone;
 mod stats;
 mod strip;

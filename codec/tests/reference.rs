@@ -9,7 +9,9 @@
 
 use std::{path::Path, process::Command};
 
-use sparse_codec::{DType, Effort, EncodeOptions, TensorView, cast, decode_buffer, encode_buffer};
+use sparse_codec::{
+    DType, Effort, EncodeOptions, TensorEncoder, TensorView, cast, decode_buffer, encode_buffer,
+};
 
 /// Numbers without a pattern.
 struct Random(u64);
@@ -102,6 +104,30 @@ fn cases() -> Vec<Case> {
             });
         }
     }
+    // Weight decay moves most rows by steps of the mantissa.
+    let base: Vec<f64> = (0..90 * 111)
+        .map(|_| f64::from((random.normal() * 0.05) as f32))
+        .collect();
+    let decayed: Vec<f64> = base
+        .iter()
+        .enumerate()
+        .map(|(i, b)| {
+            let noise = if i % 999 < 111 {
+                random.normal() * 1e-4
+            } else {
+                0.0
+            };
+            f64::from((0..40).fold(*b as f32, |x, _| x * (1.0 - 2e-7))) + noise
+        })
+        .collect();
+    cases.push(Case {
+        name: "decayed".to_owned(),
+        dtype: DType::F32,
+        shape: vec![90, 111],
+        target: values(&decayed, DType::F32),
+        base: Some((DType::F32, vec![90, 111], values(&base, DType::F32))),
+        effort: Effort::Default,
+    });
     for dtype in [DType::I8, DType::I32, DType::U64, DType::Bool, DType::F4] {
         let bytes = 6000 * dtype.bits() as usize / 8;
         let base: Vec<u8> = (0..bytes).map(|_| random.next() as u8).collect();
@@ -170,6 +196,22 @@ fn the_reference_decoder_agrees() {
             "{}",
             case.name
         );
+        if case.name == "decayed" {
+            let encoder = TensorEncoder::new(target, base, &options).unwrap();
+            assert_eq!(encoder.predictor(), "scaled");
+            assert!(
+                buffer.len() < case.target.len() / 8,
+                "{} bytes",
+                buffer.len()
+            );
+            // Damage is an error or a value, here too.
+            for at in 0..buffer.len().min(900) {
+                let mut damaged = buffer.clone();
+                damaged[at] ^= 1 << (at % 8);
+                let _ = decode_buffer(&damaged, base);
+                let _ = decode_buffer(&buffer[..at], base);
+            }
+        }
         let file = folder.join("buffer");
         std::fs::write(&file, &buffer).unwrap();
         let mut command = Command::new(&python);

@@ -1,0 +1,212 @@
+//! A predictor: the base moved by a step that depends on its mantissa.
+//!
+//! Weights that got no gradient still shrink by the optimizer's weight decay: a factor so near to one that each step moves the
+//! float by a few units of the last place or by none, depending on its mantissa alone. Many steps make a step function of the
+//! mantissa, the same for all weights of a tensor, which a table over the mantissa's top bits holds nearly exactly.
+
+use crate::{
+    dtype::{DType, FloatLayout},
+    error::{CodecError, corrupt},
+    rc::{Bit, Coder, Decoder, Encoder, Number},
+    word::{load, mask, store},
+};
+
+/// Mantissa bits that the table tells apart.
+const BITS: u32 = 8;
+/// Largest step, in units of the last place.
+const LARGEST: i32 = 1 << 12;
+/// Steps that are counted when a table is made.
+const COUNTED: i32 = 512;
+
+/// A step for every mantissa.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Shift {
+    layout: FloatLayout,
+    steps: Vec<i32>,
+}
+
+impl Shift {
+    /// The table's size for a layout.
+    fn entries(layout: FloatLayout) -> usize {
+        1 << layout.mantissa.min(BITS)
+    }
+
+    /// The most frequent steps of a sample of pairs, where they explain much more than no step does.
+    pub(crate) fn fit<'a>(
+        dtype: Option<DType>,
+        pairs: impl Iterator<Item = (&'a [u8], Vec<u8>)>,
+    ) -> Option<Self> {
+        let dtype = dtype?;
+        let layout = dtype
+            .layout()
+            .filter(|_| matches!(dtype.word_bytes(), 2 | 4))?;
+        let none = Self {
+            layout,
+            steps: Vec::new(),
+        };
+        let row = usize::try_from(2 * COUNTED + 1).ok()?;
+        let mut counts = vec![0u32; Self::entries(layout) * row];
+        let mut words = 0u64;
+        for (target, prediction) in pairs {
+            let width = dtype.word_bytes();
+            for i in 0..target.len() / width {
+                let (t, p) = match width {
+                    2 => (load::<2>(target, i), load::<2>(&prediction, i)),
+                    _ => (load::<4>(target, i), load::<4>(&prediction, i)),
+                };
+                words += 1;
+                let step = t.wrapping_sub(p).cast_signed();
+                if let Some(entry) = none.entry(p)
+                    && step.abs() <= i64::from(COUNTED)
+                    && let Ok(at) = usize::try_from(step + i64::from(COUNTED))
+                {
+                    counts[entry * row + at] += 1;
+                }
+            }
+        }
+        let (mut hits, mut still) = (0u64, 0u64);
+        let steps = counts
+            .chunks(row)
+            .map(|counts| {
+                let zero = counts.get(row / 2).copied().unwrap_or(0);
+                let (best, count) = counts
+                    .iter()
+                    .enumerate()
+                    .max_by_key(|(_, n)| **n)
+                    .map_or((row / 2, 0), |(i, n)| (i, *n));
+                hits += u64::from(count);
+                still += u64::from(zero);
+                i32::try_from(best).unwrap_or(COUNTED) - COUNTED
+            })
+            .collect();
+        (hits * 8 > words && hits > 2 * still).then_some(Self { layout, steps })
+    }
+
+    /// The table's entry for a word; none for zeros, denormals, infinities and NaNs, which stay as they are.
+    #[inline(always)]
+    fn entry(&self, word: u64) -> Option<usize> {
+        let FloatLayout { exponent, mantissa } = self.layout;
+        let top = (1u64 << exponent) - 1;
+        let field = word >> mantissa & top;
+        let kept = mantissa.min(BITS);
+        let entry = word >> (mantissa - kept) & ((1 << kept) - 1);
+        if field == 0 || field == top {
+            None
+        } else {
+            usize::try_from(entry).ok()
+        }
+    }
+
+    /// Moves the words.
+    pub(crate) fn apply(&self, words: &mut [u8], width: usize) {
+        match width {
+            2 => self.apply_to::<2>(words),
+            _ => self.apply_to::<4>(words),
+        }
+    }
+
+    fn apply_to<const W: usize>(&self, words: &mut [u8]) {
+        for i in 0..words.len() / W {
+            let word = load::<W>(words, i);
+            let step = self
+                .entry(word)
+                .and_then(|e| self.steps.get(e))
+                .copied()
+                .unwrap_or(0);
+            let moved = word.wrapping_add(i64::from(step).cast_unsigned()) & mask::<W>();
+            store::<W>(words, i, moved);
+        }
+    }
+
+    /// Appends the table.
+    pub(crate) fn put(&self, out: &mut Vec<u8>) {
+        let mut coder = Encoder::new();
+        let _infallible = Self::code(&mut coder, self.layout, Some(self));
+        let coded = coder.finish();
+        crate::bits::put_varint(out, coded.len() as u64);
+        out.extend_from_slice(&coded);
+    }
+
+    /// Takes what [`Self::put`] wrote off the front of `data`.
+    pub(crate) fn take(data: &mut &[u8], dtype: Option<DType>) -> Result<Self, CodecError> {
+        let layout = dtype
+            .filter(|d| matches!(d.word_bytes(), 2 | 4))
+            .and_then(DType::layout)
+            .ok_or_else(|| corrupt("a dtype whose words cannot be moved"))?;
+        let length = crate::bits::take_size(data, data.len())?;
+        let coded = crate::bits::take_bytes(data, length)?;
+        Self::code(&mut Decoder::new(coded), layout, None)
+    }
+
+    /// Both directions: the difference of each step to the one before.
+    fn code<C: Coder>(
+        coder: &mut C,
+        layout: FloatLayout,
+        shift: Option<&Self>,
+    ) -> Result<Self, CodecError> {
+        let (mut moved, mut down, mut size) =
+            (Bit::mostly_zero(), Bit::default(), Number::default());
+        let mut last = 0i32;
+        let steps = (0..Self::entries(layout))
+            .map(|i| {
+                let change = shift.and_then(|s| s.steps.get(i)).map_or(0, |s| s - last);
+                if coder.bit(&mut moved, change != 0)? {
+                    let negative = coder.bit(&mut down, change < 0)?;
+                    let size = size.code(coder, change.unsigned_abs().wrapping_sub(1))?;
+                    let size = i32::try_from(size).unwrap_or(LARGEST).min(4 * LARGEST) + 1;
+                    last += if negative { -size } else { size };
+                }
+                if (-LARGEST..=LARGEST).contains(&last) {
+                    Ok(last)
+                } else {
+                    Err(corrupt("a step is out of range"))
+                }
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { layout, steps })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests stop at the first surprise; numbers are small"
+    )]
+    use super::*;
+
+    #[test]
+    fn decayed_weights_are_found_and_predicted() {
+        let mut state = 9u32;
+        let base: Vec<f32> = (0..40_000)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (f64::from(state) / f64::from(u32::MAX) - 0.5) as f32
+            })
+            .collect();
+        let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let decayed: Vec<f32> = base
+            .iter()
+            .map(|b| (0..50).fold(*b, |x, _| x * (1.0 - 2e-7)))
+            .collect();
+        let (b, t) = (bytes(&base), bytes(&decayed));
+        let shift = Shift::fit(Some(DType::F32), [(&t[..], b.clone())].into_iter()).unwrap();
+        let mut out = Vec::new();
+        shift.put(&mut out);
+        let mut data = &out[..];
+        assert_eq!(Shift::take(&mut data, Some(DType::F32)).unwrap(), shift);
+        assert!(data.is_empty());
+        let mut moved = b.clone();
+        shift.apply(&mut moved, 4);
+        let right = moved
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .zip(t.as_chunks::<4>().0)
+            .filter(|(a, b)| a == b)
+            .count();
+        assert!(right > 30_000, "{right}");
+        assert!(Shift::fit(Some(DType::F32), [(&b[..], b.clone())].into_iter()).is_none());
+    }
+}
