@@ -1,6 +1,9 @@
 //! The context of a residual: the row's mean update in units of the last place of the predicted weight, four steps to the octave.
 
-use crate::dtype::{DType, FloatLayout};
+use crate::{
+    dtype::{DType, FloatLayout},
+    word::load,
+};
 
 /// Steps of a row scale per octave.
 pub(crate) const STEPS: i32 = 4;
@@ -25,6 +28,26 @@ impl Exponent {
                 mask: (1 << exponent) - 1,
             },
             None => Self { shift: 0, mask: 0 },
+        }
+    }
+
+    /// The fields of words of `W` bytes.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "fields have at most eleven bits"
+    )]
+    pub(crate) fn fields<const W: usize>(self, words: &[u8], fields: &mut Vec<u16>) {
+        fields.clear();
+        let words = words.as_chunks::<W>().0.iter();
+        match W {
+            2 => fields.extend(words.map(|w| {
+                (u16::from_le_bytes([w[0], w[1]]) >> self.shift & self.mask as u16).max(1)
+            })),
+            4 => fields.extend(words.map(|w| {
+                (u32::from_le_bytes([w[0], w[1], w[2], w[3]]) >> self.shift & self.mask as u32)
+                    .max(1) as u16
+            })),
+            _ => fields.extend(words.map(|w| self.field(load::<W>(w, 0)) as u16)),
         }
     }
 

@@ -48,7 +48,7 @@ pub(crate) fn encode(
         // The word is written whether needed or not, and kept by moving the mark: no branch to mispredict.
         words[at] = low(x);
         at -= usize::from(full);
-        let x = if full { x >> 16 } else { x };
+        let x = x >> (16 * u32::from(full));
         let q = high(u128::from(x) * u128::from(interval.reciprocal));
         *state = x
             .wrapping_add(u32::from(interval.bias))

@@ -4,6 +4,8 @@
 //! The arithmetic is LZMA's (32-bit range, carry propagation by a cached byte); models hold a 16-bit probability of a
 //! zero and a count that makes the first steps large.
 
+use std::sync::LazyLock;
+
 use crate::error::{CodecError, corrupt};
 
 /// The probability that the next bit is 0, in 65536ths, and how many bits it has seen (up to [`SLOWEST`]).
@@ -51,10 +53,19 @@ impl Bit {
 
     /// Bits that coding `bit` would take now.
     pub(crate) fn cost(self, bit: bool) -> f32 {
-        let zero = f32::from(self.zero) / 65536.0;
-        -(if bit { 1.0 - zero } else { zero }).log2()
+        let zero = usize::from(self.zero >> 6) & 1023;
+        COSTS[if bit { 1023 - zero } else { zero }]
     }
 }
+
+/// Bits of what has a chance of so many 1024ths (and a half).
+static COSTS: LazyLock<[f32; 1024]> = LazyLock::new(|| {
+    let mut chance = -0.5f32;
+    std::array::from_fn(|_| {
+        chance += 1.0;
+        -(chance / 1024.0).log2()
+    })
+});
 
 /// What both directions share: code one bit with a model, or one without.
 pub(crate) trait Coder {

@@ -36,7 +36,8 @@ pub(crate) struct Counter {
     /// Words of a row that are looked at, about.
     looks: usize,
     /// Unchanged words of each exponent, in two parts.
-    counts: [Vec<u64>; 2],
+    counts: Box<[[u32; 2048]; 2]>,
+    exponents: Vec<u16>,
     all: Vec<(u16, u8)>,
     /// Where the changes of each exponent go; zeros between rows.
     starts: Vec<usize>,
@@ -53,7 +54,8 @@ impl Counter {
                 Effort::Default => 1024,
                 Effort::Max => usize::MAX,
             },
-            counts: [vec![0; 2048], vec![0; 2048]],
+            counts: Box::new([[0; 2048]; 2]),
+            exponents: Vec::new(),
             all: Vec::new(),
             starts: vec![0; 2048],
             tokens: Vec::new(),
@@ -88,6 +90,7 @@ impl Row {
         let Counter {
             looks,
             counts,
+            exponents,
             all,
             starts,
             tokens,
@@ -95,9 +98,8 @@ impl Row {
             wide,
         } = counter;
         passes::tokens::<W>(target, prediction, float, tokens, moved, wide);
-        let place = |i: usize| {
-            usize::try_from(exponent.field(load::<W>(prediction, i))).unwrap_or(0) & 2047
-        };
+        exponent.fields::<W>(prediction, exponents);
+        let exponents = exponents.as_slice();
         // Puts the tokens of words with raw bits in their places.
         let complete = |group: usize, tokens: &mut [u8]| {
             let mut rest = wide[group];
@@ -112,7 +114,10 @@ impl Row {
         let rare = changes * 8 < words;
         all.clear();
         all.resize(words + 1, (0, 0));
-        let (mut lowest, mut highest) = (2047usize, 0usize);
+        let list = all.as_mut_slice();
+        let lowest = exponents.iter().fold(u16::MAX, |a, e| a.min(*e));
+        let highest = exponents.iter().fold(0, |a, e| a.max(*e));
+        let (lowest, highest) = (usize::from(lowest) & 2047, usize::from(highest) & 2047);
         // Groups of words spread over the row stand for all of it; where changes are rare fewer will do, for all changes count.
         let groups = words.div_ceil(GROUP);
         let looks = if rare { *looks / 4 } else { *looks };
@@ -122,14 +127,12 @@ impl Row {
             complete(group, tokens);
             let range = group * GROUP..words.min((group + 1) * GROUP);
             seen += range.len();
-            for i in range {
-                let (at, token) = (place(i), tokens[i]);
-                lowest = lowest.min(at);
-                highest = highest.max(at);
+            let pairs = exponents[range.clone()].iter().zip(&tokens[range]);
+            for (i, (e, token)) in pairs.enumerate() {
                 // No branch on what is as good as random; two counters, so that one need not wait for the other.
-                let different = token != 0;
-                counts[i & 1][at] += u64::from(!different);
-                all[found] = (u16::try_from(at).unwrap_or(0), token);
+                let different = *token != 0;
+                counts[i & 1][usize::from(*e) & 2047] += u32::from(!different);
+                list[found] = (*e, *token);
                 found += usize::from(different);
             }
         }
@@ -147,13 +150,13 @@ impl Row {
                 while rest != 0 {
                     let i = group * GROUP + rest.trailing_zeros() as usize;
                     rest &= rest - 1;
-                    all[found] = (u16::try_from(place(i)).unwrap_or(0), tokens[i]);
+                    list[found] = (exponents[i], tokens[i]);
                     found += 1;
                 }
             }
         }
         all.truncate(found);
-        let [even, odd] = counts;
+        let [even, odd] = &mut **counts;
         for (e, (a, b)) in even
             .iter_mut()
             .zip(odd)
@@ -162,7 +165,7 @@ impl Row {
             .skip(lowest)
         {
             if *a + *b > 0 {
-                let same = (*a + *b) as f64 * whole;
+                let same = f64::from(*a + *b) * whole;
                 self.same
                     .push((u16::try_from(e).unwrap_or(0), rounded(same)));
             }
