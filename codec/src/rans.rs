@@ -249,6 +249,12 @@ mod tests {
                     stream.decode(&tables[half..], &set, lanes, half, &mut back[half..]);
                     stream.finish(lanes).unwrap();
                     assert_eq!(back, tokens);
+                    // With vectors, where there are any.
+                    let mut stream = Stream::new(&out, lanes).unwrap();
+                    back.fill(0);
+                    super::decode(&mut stream, &tables, &set, lanes, &mut back);
+                    stream.finish(lanes).unwrap();
+                    assert_eq!(back, tokens);
                 }
             }
         }
