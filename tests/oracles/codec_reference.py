@@ -1,4 +1,4 @@
-"""A second decoder of the codec's buffers, written from docs/format-codec.md alone: slow, small, standard library only.
+"""A second decoder of the codec's buffers, as docs/format-codec.md describes them: slow, small, standard library only.
 
     python codec_reference.py BUFFER [BASE DTYPE SHAPE]     # writes the tensor's bytes to standard output
 
