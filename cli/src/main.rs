@@ -19,9 +19,16 @@ use args::Cli;
 use failure::Failure;
 
 fn main() -> ExitCode {
+    // A fault of this program is told like every other error; where it happened is for the log.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     let cli = Cli::parse();
     let json = cli.global.json;
-    match run(cli) {
+    let ended = std::panic::catch_unwind(|| run(cli)).unwrap_or_else(|_| {
+        Err(Failure::failed(
+            "internal error; please report it, with what --log error shows",
+        ))
+    });
+    match ended {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             failure.report(json);

@@ -1,6 +1,10 @@
 //! One tensor in: an analysis, a header, independent blocks.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use rayon::prelude::*;
 
@@ -160,10 +164,12 @@ impl<'a> Analysis<'a> {
         lengths: &Lengths,
         effort: Effort,
         counted: bool,
+        seen: &Seen<'_>,
     ) -> Result<(Vec<i16>, Option<Histogram>), CodecError> {
         let rows = self.geometry.rows();
         // Rows in groups of about a block, so that there is work for every core.
         let group = (BLOCK / self.geometry.row.max(1)).max(1);
+        let sum = Mutex::new(None::<Histogram>);
         let parts = (0..rows.div_ceil(group))
             .into_par_iter()
             .map(|g| {
@@ -186,20 +192,21 @@ impl<'a> Analysis<'a> {
                     }
                     scales.push(scale);
                 }
-                Ok((scales, histogram))
+                let end = self.geometry.common.min((g + 1) * group * self.geometry.row);
+                seen(g * group * self.geometry.row * self.geometry.width..end * self.geometry.width);
+                // Summed at once, for a large tensor has thousands of groups.
+                if let Some(more) = histogram {
+                    let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
+                    match &mut *sum {
+                        Some(sum) => sum.merge(&more),
+                        none => *none = Some(more),
+                    }
+                }
+                Ok(scales)
             })
             .collect::<Result<Vec<_>, CodecError>>()?;
-        let mut all = Vec::with_capacity(rows);
-        let mut sum: Option<Histogram> = None;
-        for (scales, histogram) in parts {
-            all.extend_from_slice(&scales);
-            match (&mut sum, histogram) {
-                (Some(sum), Some(more)) => sum.merge(&more),
-                (None, more) => sum = more,
-                _ => {}
-            }
-        }
-        Ok((all, sum))
+        let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((parts.concat(), sum))
     }
 }
 
@@ -249,6 +256,9 @@ impl Tables {
     }
 }
 
+/// Told the bytes of a target that were read.
+pub type Seen<'s> = dyn Fn(Range<usize>) + Sync + 's;
+
 /// Encodes one tensor. [`Self::new`] reads the whole tensor once; then every block can be encoded on its own, on any thread.
 pub struct TensorEncoder<'a> {
     analysis: Analysis<'a>,
@@ -268,6 +278,21 @@ impl<'a> TensorEncoder<'a> {
         base: Option<TensorView<'a>>,
         options: &EncodeOptions,
     ) -> Result<Self, CodecError> {
+        Self::watched(target, base, options, &|_| ())
+    }
+
+    /// As [`Self::new`]; `seen` is told the byte ranges of the target that the analysis has read (those of the base
+    /// correspond to them where dtypes are the same), so that a caller can let go of mapped pages of a large tensor.
+    /// Called from any thread, in any order.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn watched(
+        target: TensorView<'a>,
+        base: Option<TensorView<'a>>,
+        options: &EncodeOptions,
+        seen: &Seen<'_>,
+    ) -> Result<Self, CodecError> {
         let analysis = Analysis::new(target, base)?;
         let mut this = Self {
             analysis,
@@ -277,22 +302,26 @@ impl<'a> TensorEncoder<'a> {
             header: Vec::new(),
         };
         if this.analysis.geometry.common > 0 && base.is_some() {
-            this.plan(options)?;
+            this.plan(options, seen)?;
         }
         Ok(this)
     }
 
     /// Chooses tables and scales and writes the header; leaves all empty where nothing changed.
-    fn plan(&mut self, options: &EncodeOptions) -> Result<(), CodecError> {
-        self.plan_with(options)?;
+    fn plan(&mut self, options: &EncodeOptions, seen: &Seen<'_>) -> Result<(), CodecError> {
+        self.plan_with(options, seen)?;
         if self.header.is_empty() && self.analysis.shift.take().is_some() {
             // All is as the moved base says, but only a header can say so: without the move there is something to code.
-            self.plan_with(options)?;
+            self.plan_with(options, seen)?;
         }
         Ok(())
     }
 
-    fn plan_with(&mut self, options: &EncodeOptions) -> Result<(), CodecError> {
+    fn plan_with(
+        &mut self,
+        options: &EncodeOptions,
+        seen: &Seen<'_>,
+    ) -> Result<(), CodecError> {
         let geometry = &self.analysis.geometry;
         let shared = options
             .shared
@@ -324,7 +353,7 @@ impl<'a> TensorEncoder<'a> {
             shared.is_some() && (geometry.common >= LARGE || options.effort == Effort::Max);
         let (scales, histogram) = self
             .analysis
-            .scales(&Lengths::new(set), options.effort, true)?;
+            .scales(&Lengths::new(set), options.effort, true, seen)?;
         if scales.iter().all(|s| *s == UNCHANGED) {
             return Ok(());
         }

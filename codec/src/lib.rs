@@ -51,7 +51,7 @@ pub use buffer::{DecodedTensor, decode_buffer, encode_buffer};
 pub use cast::{cast, to_f32, to_f64};
 pub use decoder::TensorDecoder;
 pub use dtype::DType;
-pub use encoder::TensorEncoder;
+pub use encoder::{Seen, TensorEncoder};
 pub use error::CodecError;
 pub use features::{Feature, features};
 pub use options::{Effort, EncodeOptions, Scratch};

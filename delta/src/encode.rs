@@ -1,6 +1,7 @@
 //! The encoding of all tensors of a pair of models: the analysis and blocks on all cores, the artifact's parts in order.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
@@ -8,7 +9,7 @@ use sparse_codec::{
     BlockInfo, CodecError, EncodeOptions, Method, Scratch, TablesTrainer, TensorDecoder,
     TensorEncoder, TensorView,
 };
-use sparse_store::{Model, Pair};
+use sparse_store::{Model, Pair, TensorHandle};
 
 use crate::artifact::FRAME_SIZE;
 use crate::index::{BaseRef, BlockRow, Source, TensorRow, checksum};
@@ -50,6 +51,7 @@ pub(crate) fn encode(
     let mut stage = Encoding {
         pairs,
         forms: &forms,
+        wholes: (0..pairs.len()).map(|_| OnceLock::new()).collect(),
         options: options.clone(),
         scratch: Mutex::default(),
         buffers: Mutex::default(),
@@ -94,6 +96,8 @@ pub(crate) fn encode(
 struct Encoding<'a> {
     pairs: &'a [Pair<'a>],
     forms: &'a [(Form, Option<Form>)],
+    /// Which tensors are stored nowhere, once it was found out: training asks first, encoding again.
+    wholes: Vec<OnceLock<Option<Source>>>,
     options: EncodeOptions,
     scratch: Mutex<Vec<Scratch>>,
     buffers: Mutex<Vec<Vec<u8>>>,
@@ -129,14 +133,18 @@ impl<'a> Encoding<'a> {
 
     /// Whether the tensor's bytes are stored nowhere.
     fn whole(&self, unit: usize) -> Option<Source> {
+        let known = self.wholes.get(unit)?;
+        known.get_or_init(|| self.find_whole(unit)).clone()
+    }
+
+    fn find_whole(&self, unit: usize) -> Option<Source> {
         let pair = self.pairs.get(unit)?;
         let target = pair.target;
         if target.entry.bytes() == 0 {
             return Some(Source::Empty);
         }
         if let Some(base) = pair.base
-            && base.entry.bytes() == target.entry.bytes()
-            && same_bytes(base.data(), target.data())
+            && same_tensor(base, target)
         {
             return Some(Source::Same);
         }
@@ -149,12 +157,9 @@ impl<'a> Encoding<'a> {
         let alike = of < unit
             && first.entry.dtype == target.entry.dtype
             && first.shape() == target.shape()
-            && same_bytes(first.data(), target.data());
+            && same_tensor(first, target);
         // The first may equal *its* base: then it has no blocks to share, and this one is encoded.
-        let coded = alike
-            && !self.pairs.get(of)?.base.is_some_and(|base| {
-                base.entry.bytes() == first.entry.bytes() && same_bytes(base.data(), first.data())
-            });
+        let coded = alike && !matches!(self.whole(of), Some(Source::Same | Source::Empty));
         coded.then_some(Source::Twin(of))
     }
 
@@ -229,7 +234,12 @@ impl<'a> Stage for Encoding<'a> {
         let (target, base) = self
             .views(unit)
             .ok_or_else(|| DeltaError::internal("no such tensor"))?;
-        let encoder = TensorEncoder::new(target, base, &self.options)
+        let seen = |bytes: Range<usize>| {
+            if let Some(pair) = self.pairs.get(unit) {
+                release_pair(pair, bytes);
+            }
+        };
+        let encoder = TensorEncoder::watched(target, base, &self.options, &seen)
             .map_err(|error| self.failed(unit, error))?;
         let shape = base.map(|b| (b.dtype, b.shape));
         let decoder = TensorDecoder::new(
@@ -319,11 +329,41 @@ fn give<T>(pool: &Mutex<Vec<T>>, value: T) {
         .push(value);
 }
 
-fn same_bytes(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len()
-        && a.par_chunks(COMPARE)
-            .zip(b.par_chunks(COMPARE))
-            .all(|(a, b)| a == b)
+/// Whether two tensors have the same bytes. What was found equal is not looked at again, so its pages are let go.
+fn same_tensor(a: TensorHandle<'_>, b: TensorHandle<'_>) -> bool {
+    let (left, right) = (a.data(), b.data());
+    left.len() == right.len()
+        && left
+            .par_chunks(COMPARE)
+            .zip(right.par_chunks(COMPARE))
+            .enumerate()
+            .all(|(chunk, (x, y))| {
+                let same = x == y;
+                if same {
+                    let range = chunk * COMPARE..chunk * COMPARE + x.len();
+                    release_part(a, range.clone());
+                    release_part(b, range);
+                }
+                same
+            })
+}
+
+/// Lets go of the pages behind some bytes of a target, and behind those of its base that predict them.
+fn release_pair(pair: &Pair<'_>, bytes: Range<usize>) {
+    if let Some(base) = pair.base
+        && base.entry.dtype == pair.target.entry.dtype
+    {
+        release_part(base, bytes.clone());
+    }
+    release_part(pair.target, bytes);
+}
+
+/// Lets go of the pages behind some bytes of a tensor.
+fn release_part(tensor: TensorHandle<'_>, bytes: Range<usize>) {
+    let start = tensor.entry.range.start;
+    tensor
+        .file
+        .release(start + bytes.start as u64..start + bytes.end as u64);
 }
 
 fn release(pair: &Pair<'_>) {
@@ -436,8 +476,10 @@ impl<'a> Sink<Encoding<'a>> for Writing<'_, 'a> {
             Some(Source::Coded(blocks)) if blocks.len() == part && current => blocks.push(row),
             _ => return Err(DeltaError::internal("a block arrived out of order")),
         }
-        if let Ready::Encode { encoder, .. } = ready {
-            self.ticker.add(encoder.target_range(part).len() as u64);
+        if let (Ready::Encode { encoder, .. }, Some(pair)) = (ready, self.stage.pairs.get(unit)) {
+            let range = encoder.target_range(part);
+            self.ticker.add(range.len() as u64);
+            release_pair(pair, range);
         }
         give(&self.stage.buffers, block.bytes);
         Ok(())

@@ -15,6 +15,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::ParquetMetaData;
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
 use parquet::schema::types::ColumnPath;
 
@@ -297,11 +298,13 @@ pub(crate) fn read(path: &Path, bytes: Vec<u8>, rows: u64) -> Result<Vec<TensorR
     if rows > (bytes.len() as u64).saturating_mul(1024) {
         return Err(corrupt("it claims more rows than fit in it".into()));
     }
+    let size = bytes.len() as u64;
     // The Parquet reader trusts its input more than we do: a panic in it is a corrupt file.
     let result = guarded(|| {
         let builder = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes))
             .map_err(|e| corrupt(e.to_string()))?;
         let metadata = builder.metadata();
+        check_places(metadata, size).map_err(corrupt)?;
         let counted = metadata.file_metadata().num_rows();
         if u64::try_from(counted).ok() != Some(rows) {
             return Err(corrupt(format!(
@@ -332,6 +335,24 @@ pub(crate) fn read(path: &Path, bytes: Vec<u8>, rows: u64) -> Result<Vec<TensorR
         Err(DeltaError::Internal { message }) => Err(corrupt(message)),
         other => other,
     }
+}
+
+/// Every column chunk lies in the file; the reader takes that for granted.
+fn check_places(metadata: &ParquetMetaData, size: u64) -> Result<(), String> {
+    let columns = metadata.row_groups().iter().flat_map(|g| g.columns());
+    for column in columns {
+        let first = column
+            .dictionary_page_offset()
+            .unwrap_or(column.data_page_offset());
+        let end = u64::try_from(first).ok().and_then(|first| {
+            let length = u64::try_from(column.compressed_size()).ok()?;
+            first.checked_add(length)
+        });
+        if end.is_none_or(|end| end > size) {
+            return Err("a column of it lies outside of the file".into());
+        }
+    }
+    Ok(())
 }
 
 fn column<'a, T: Array + 'static>(batch: &'a RecordBatch, name: &str) -> Result<&'a T, String> {

@@ -12,8 +12,8 @@ use std::time::Duration;
 use sparse_store::Model;
 
 /// Resident file pages above which everything is released.
-const LIMIT: u64 = 320 << 20;
-const EVERY: Duration = Duration::from_millis(10);
+const LIMIT: u64 = 192 << 20;
+const EVERY: Duration = Duration::from_millis(4);
 
 pub(crate) struct Residency {
     done: Arc<AtomicBool>,

@@ -11,12 +11,13 @@ use crate::support::{
 /// Mutated inputs of each kind.
 const INPUTS: usize = 200;
 
-/// A small base, fine-tune and delta, and a rebuilt model that stays as it is.
+/// A small base, fine-tune and delta, and another state of the fine-tune.
 struct Scene {
     work: tempfile::TempDir,
     base: PathBuf,
     finetune: PathBuf,
     delta: PathBuf,
+    old: PathBuf,
 }
 
 impl Scene {
@@ -59,22 +60,15 @@ impl Scene {
                 &text(&delta),
             ],
         );
-        let kept = work.path().join("kept");
-        run_ok(
-            work.path(),
-            &[
-                "reconstruct",
-                &text(&base),
-                &text(&delta),
-                "-o",
-                &text(&kept),
-            ],
-        );
+        let old = work.path().join("old");
+        copy(&base, &old);
+        fs::write(old.join("config.json"), "{}").unwrap();
         Self {
             work,
             base,
             finetune,
             delta,
+            old,
         }
     }
 
@@ -103,7 +97,10 @@ impl Scene {
             assert_refused(&output, what);
             assert!(!out.exists(), "{what}");
         }
-        // Over a model that is there already: it stays as it is.
+        // Over another state of the model: that stays as it is, or is replaced as a whole.
+        let kept = self.path("kept");
+        let _ = fs::remove_dir_all(&kept);
+        copy(&self.old, &kept);
         let output = run(
             self.work.path(),
             &[
@@ -111,12 +108,12 @@ impl Scene {
                 &text(&self.base),
                 &text(delta),
                 "-o",
-                &text(&self.path("kept")),
+                &text(&kept),
                 "--overwrite",
             ],
         );
         assert_eq!(output.status.success(), good, "{what}: {}", stderr(&output));
-        assert_same(&self.finetune, &self.path("kept"));
+        assert_same(if good { &self.finetune } else { &self.old }, &kept);
         self.assert_clean(what);
         good
     }
@@ -126,8 +123,10 @@ impl Scene {
         let left: Vec<String> = names(self.work.path())
             .into_iter()
             .filter(|name| {
-                !["base", "finetune", "delta", "kept", "cache", "bad", "hf"]
-                    .contains(&name.as_str())
+                ![
+                    "base", "finetune", "delta", "old", "kept", "cache", "bad", "hf",
+                ]
+                .contains(&name.as_str())
             })
             .collect();
         assert!(left.is_empty(), "{what}: {left:?}");

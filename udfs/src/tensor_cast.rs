@@ -113,8 +113,7 @@ mod tests {
             query("SELECT tensor_cast(NULL, 'BF16', 'F32') IS NULL").await,
             ["true"]
         );
-        let sql =
-            "SELECT length(encode(tensor_cast(decode(repeat('803f', 1000), 'hex'), 'BF16', 'F32'), 'hex')) / 2";
+        let sql = "SELECT length(encode(tensor_cast(decode(repeat('803f', 1000), 'hex'), 'BF16', 'F32'), 'hex')) / 2";
         assert_eq!(query(sql).await, ["4000"]);
         assert!(
             error("SELECT tensor_cast(x'00', 'BF16', 'F32')")
