@@ -192,8 +192,13 @@ impl<'a> Analysis<'a> {
                     }
                     scales.push(scale);
                 }
-                let end = self.geometry.common.min((g + 1) * group * self.geometry.row);
-                seen(g * group * self.geometry.row * self.geometry.width..end * self.geometry.width);
+                let end = self
+                    .geometry
+                    .common
+                    .min((g + 1) * group * self.geometry.row);
+                seen(
+                    g * group * self.geometry.row * self.geometry.width..end * self.geometry.width,
+                );
                 // Summed at once, for a large tensor has thousands of groups.
                 if let Some(more) = histogram {
                     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
@@ -317,11 +322,7 @@ impl<'a> TensorEncoder<'a> {
         Ok(())
     }
 
-    fn plan_with(
-        &mut self,
-        options: &EncodeOptions,
-        seen: &Seen<'_>,
-    ) -> Result<(), CodecError> {
+    fn plan_with(&mut self, options: &EncodeOptions, seen: &Seen<'_>) -> Result<(), CodecError> {
         let geometry = &self.analysis.geometry;
         let shared = options
             .shared
@@ -351,9 +352,9 @@ impl<'a> TensorEncoder<'a> {
         };
         let may_own =
             shared.is_some() && (geometry.common >= LARGE || options.effort == Effort::Max);
-        let (scales, histogram) = self
-            .analysis
-            .scales(&Lengths::new(set), options.effort, true, seen)?;
+        let (scales, histogram) =
+            self.analysis
+                .scales(&Lengths::new(set), options.effort, true, seen)?;
         if scales.iter().all(|s| *s == UNCHANGED) {
             return Ok(());
         }
