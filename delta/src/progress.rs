@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::DeltaError;
 
-/// Called with what is being done and the fraction of it that is done, 0 to 1, at most some twenty times a second.
+/// Called with what is being done (bytes done, of how many, how fast) and the fraction of it that is done, 0 to 1, at most some twenty times a second.
 pub type Progress = Arc<dyn Fn(&str, f64) + Send + Sync>;
 
 /// Asks an operation to stop; clones share one wish.
@@ -78,6 +78,7 @@ pub(crate) struct Ticker {
     message: String,
     total: u64,
     done: AtomicU64,
+    began: Instant,
     told: Mutex<Instant>,
 }
 
@@ -90,6 +91,7 @@ impl Ticker {
             message: message.into(),
             total,
             done: AtomicU64::new(0),
+            began: Instant::now(),
             told: Mutex::new(Instant::now()),
         };
         ticker.tell(0);
@@ -120,7 +122,8 @@ impl Ticker {
             } else {
                 (done as f64 / self.total as f64).min(1.0)
             };
-            progress(&self.message, fraction);
+            let pace = sparse_store::pace(done, self.total, self.began.elapsed());
+            progress(&format!("{}, {pace}", self.message), fraction);
         }
     }
 }

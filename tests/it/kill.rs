@@ -52,6 +52,15 @@ fn kill_at_random(work: &Path, commands: &[Vec<String>; 2], is_whole: &dyn Fn() 
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// Which of the two deltas is there, whole.
+fn whole_delta(work: &Path, delta: &str) -> Option<usize> {
+    let info = run_ok(work, &["info", delta]);
+    run_ok(work, &["verify", delta, "--base", &example("base")]);
+    ["sft", "lora-merged"]
+        .iter()
+        .position(|name| info.contains(&example(name)))
+}
+
 fn strings(arguments: &[&str]) -> Vec<String> {
     arguments
         .iter()
@@ -73,13 +82,26 @@ fn compress_is_all_or_nothing() {
             "--overwrite",
         ])
     };
-    let which = || {
-        let info = run_ok(work.path(), &["info", &delta]);
-        run_ok(work.path(), &["verify", &delta, "--base", &example("base")]);
-        ["sft", "lora-merged"]
-            .iter()
-            .position(|name| info.contains(&example(name)))
+    let which = || whole_delta(work.path(), &delta);
+    kill_at_random(
+        work.path(),
+        &[command("sft"), command("lora-merged")],
+        &which,
+    );
+}
+
+#[test]
+fn a_killed_statement_is_all_or_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let delta = text(&work.path().join("delta"));
+    let command = |finetune: &str| {
+        let (base, finetune) = (example("base"), example(finetune));
+        let sql = format!(
+            "SELECT count(*) FROM sparse_compress('{base}', '{finetune}', '{delta}', overwrite => true)"
+        );
+        strings(&["sql", "-c", &sql])
     };
+    let which = || whole_delta(work.path(), &delta);
     kill_at_random(
         work.path(),
         &[command("sft"), command("lora-merged")],

@@ -1,6 +1,6 @@
 //! The shell, on a terminal of its own (Python's pty).
 
-use crate::support::{python, root, run_python, text};
+use crate::support::{example, python, root, run_python, text};
 
 const SESSION: &str = r#"
 import os, pty, select, sys, time
@@ -72,4 +72,37 @@ fn a_session_on_a_terminal() {
     let binary = env!("CARGO_BIN_EXE_sparse");
     let said = run_python(&python, SESSION, &[binary, &text(work.path()), &cache]);
     assert_eq!(said.trim(), "ok");
+}
+
+const PROGRESS: &str = r#"
+import os, pty, sys
+binary, base, finetune, delta, cache = sys.argv[1:6]
+os.environ["SPARSE_CACHE"] = cache
+os.environ["TERM"] = "xterm"
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(binary, [binary, "compress", base, finetune, "-o", delta])
+seen = b""
+try:
+    while chunk := os.read(fd, 65536):
+        seen += chunk
+except OSError:
+    pass
+_, status = os.waitpid(pid, 0)
+assert os.waitstatus_to_exitcode(status) == 0, seen
+print(seen.decode())
+"#;
+
+/// A bar on a terminal, with bytes and time left; `output_for_programs_is_plain` sees to the other case.
+#[test]
+fn progress_on_a_terminal() {
+    let Some(python) = python() else { return };
+    let work = tempfile::tempdir().unwrap();
+    let delta = text(&work.path().join("delta"));
+    let cache = text(&work.path().join("cache"));
+    let binary = env!("CARGO_BIN_EXE_sparse");
+    let arguments = [binary, &example("base"), &example("sft"), &delta, &cache];
+    let said = run_python(&python, PROGRESS, &arguments);
+    assert!(said.contains(" MB") && said.contains("left"), "{said}");
+    assert!(said.contains("ratio"), "{said}");
 }

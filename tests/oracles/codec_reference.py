@@ -382,6 +382,8 @@ def cast(word, source, source_layout, target, layout):
     top = (1 << exponent) - 1
     if nan:
         return {"F8_E4M3": 0x7F, "F8_E5M2": 0x7E}.get(target, top << mantissa | 1 << mantissa - 1)
+    if not value and not infinite:
+        return sign << exponent + mantissa
     # The last place of the result: that of its own exponent, or of the smallest normal number.
     place = max(value.bit_length() - 1 + power, 2 - (1 << exponent - 1)) - mantissa
     shift = place - power
