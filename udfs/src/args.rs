@@ -85,6 +85,10 @@ pub(crate) fn coerce(
         .zip(given)
         .enumerate()
         .map(|(at, ((name, kind), given))| {
+            if *kind == Kind::Text && given == &DataType::Utf8 {
+                // A constant stays a constant, which a cast around it would hide; [`Rows`] casts it.
+                return Ok(DataType::Utf8);
+            }
             if kind.accepts(given) {
                 return Ok(kind.canonical());
             }
@@ -112,7 +116,7 @@ enum Column {
 }
 
 impl Rows {
-    /// Reads the arguments, which [`coerce`] has brought to their canonical types.
+    /// Reads the arguments, which [`coerce`] has brought to their canonical types (texts perhaps not quite).
     pub(crate) fn new(function: &'static str, args: &ScalarFunctionArgs) -> Result<Self> {
         let constant = args
             .args
@@ -125,6 +129,10 @@ impl Rows {
                 let (array, constant) = match arg {
                     ColumnarValue::Array(array) => (Arc::clone(array), false),
                     ColumnarValue::Scalar(scalar) => (scalar.to_array()?, true),
+                };
+                let array = match array.data_type() {
+                    DataType::Utf8 => arrow::compute::cast(&array, &Kind::Text.canonical())?,
+                    _ => array,
                 };
                 Column::new(function, &array, constant)
             })
