@@ -16,6 +16,7 @@ mod kill;
 mod library;
 mod main_job;
 mod models;
+mod object_store;
 mod oracles;
 mod shell;
 mod slt;
