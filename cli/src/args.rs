@@ -63,14 +63,8 @@ pub(crate) struct Global {
     /// Use caches only, never the network
     #[arg(long, global = true)]
     pub(crate) offline: bool,
-    /// Where fetched models, deltas without an output, and locks are kept
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        env = "SPARSE_CACHE",
-        hide_env_values = true
-    )]
+    /// Where fetched models, deltas without an output, and locks are kept [default: SPARSE_CACHE, or ~/.cache/sparse]
+    #[arg(long, global = true, value_name = "DIR")]
     pub(crate) cache_dir: Option<PathBuf>,
     /// Log to standard error: error, warn, info, debug, trace, or a filter such as sparse_delta=debug
     #[arg(long, global = true, value_name = "FILTER")]

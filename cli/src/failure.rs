@@ -1,6 +1,6 @@
 //! How a command ends that did not do what it was asked: one line for people, or JSON, and an exit code.
 
-use std::io;
+use std::io::{self, Write as _};
 
 use datafusion::error::DataFusionError;
 use sparse_delta::DeltaError;
@@ -63,11 +63,16 @@ impl Failure {
             let error = serde_json::json!({
                 "error": { "kind": self.kind(), "message": self.message, "exit_code": self.code }
             });
-            eprintln!("{error}");
+            say(&error.to_string());
         } else {
-            eprintln!("error: {}", self.message);
+            say(&format!("error: {}", self.message));
         }
     }
+}
+
+/// A line on standard error. Where nobody reads that, there is nobody to tell.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 impl From<DeltaError> for Failure {

@@ -21,8 +21,18 @@ use failure::Failure;
 fn main() -> ExitCode {
     // A fault of this program is told like every other error; where it happened is for the log.
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
-    let cli = Cli::parse();
-    let json = cli.global.json;
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && json => {
+            let text = error.render().to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Failure::usage(line.trim_start_matches("error: ")).report(json);
+            return ExitCode::from(2);
+        }
+        // Help, version, and usage errors with the usage below them, for people.
+        Err(error) => error.exit(),
+    };
     let ended = std::panic::catch_unwind(|| run(cli)).unwrap_or_else(|_| {
         Err(Failure::failed(
             "internal error; please report it, with what --log error shows",

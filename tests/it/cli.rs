@@ -245,6 +245,39 @@ fn a_closed_pipe_is_no_error() {
     assert_eq!(stderr(&output), "");
 }
 
+/// Nobody reads standard error: the exit code still tells.
+#[test]
+fn a_closed_standard_error_is_no_panic() {
+    let work = tempfile::tempdir().unwrap();
+    for arguments in [vec!["info", "./nope"], vec!["info", "./nope", "--json"]] {
+        let mut child = sparse(work.path())
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stderr.take());
+        assert_eq!(child.wait().unwrap().code(), Some(6));
+    }
+}
+
+#[test]
+fn usage_errors_are_json_too() {
+    let work = tempfile::tempdir().unwrap();
+    let output = run(
+        work.path(),
+        &["compress", "--json", "--effort", "heroic", "a", "b"],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(error["error"]["kind"], "usage");
+    assert!(
+        error["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("heroic")
+    );
+}
+
 #[test]
 fn completions_are_scripts() {
     let work = tempfile::tempdir().unwrap();

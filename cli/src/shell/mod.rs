@@ -13,7 +13,7 @@ use sparse_pipelines::{Params, Runner, Script};
 
 use crate::args::Format;
 use crate::context::Context;
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use helper::ShellHelper;
 use output::Printer;
 
@@ -51,7 +51,11 @@ pub(crate) async fn run(
         format,
     };
     if context.talks() {
-        println!("sparse {} - {WELCOME}", env!("CARGO_PKG_VERSION"));
+        writeln!(
+            std::io::stdout(),
+            "sparse {} - {WELCOME}",
+            env!("CARGO_PKG_VERSION")
+        )?;
     }
     loop {
         let line = tokio::task::block_in_place(|| editor.readline("sparse> "));
@@ -92,10 +96,10 @@ impl Shell<'_> {
             Some(".quit" | ".exit" | "quit" | "exit" | "quit;" | "exit;" | "\\q") => {
                 return Ok(false);
             }
-            Some(".help") => println!("{HELP}"),
+            Some(".help") => writeln!(std::io::stdout(), "{HELP}")?,
             Some(".functions") => {
                 for function in sparse_operators::functions::all() {
-                    println!("{}", function.spec().syntax());
+                    writeln!(std::io::stdout(), "{}", function.spec().syntax())?;
                 }
             }
             Some(".tables") => self.run("SHOW TABLES").await?,
@@ -103,10 +107,12 @@ impl Shell<'_> {
                 Some("table") => self.format = Format::Table,
                 Some("csv") => self.format = Format::Csv,
                 Some("json") => self.format = Format::Json,
-                _ => eprintln!("error: .format table, .format csv or .format json"),
+                _ => say("error: .format table, .format csv or .format json"),
             },
             Some(word) if word.starts_with('.') => {
-                eprintln!("error: there is no command {word}; .help lists them");
+                say(&format!(
+                    "error: there is no command {word}; .help lists them"
+                ));
             }
             Some(_) => self.run(line).await?,
         }
