@@ -1,8 +1,8 @@
 //! A delta as one self-contained buffer: magic, version, dtype, shape, header, blocks.
 
 use crate::{
-    CodecError, DType, EncodeOptions, FORMAT_VERSION, Scratch, TensorDecoder, TensorEncoder,
-    TensorView,
+    CodecError, DType, EncodeOptions, FORMAT_VERSION, LowRank, Scratch, TensorDecoder,
+    TensorEncoder, TensorView,
     bits::{put_varint, take_byte, take_bytes, take_size, take_varint},
     error::corrupt,
 };
@@ -29,11 +29,28 @@ pub fn encode_buffer(
     base: Option<TensorView<'_>>,
     options: &EncodeOptions,
 ) -> Result<Vec<u8>, CodecError> {
+    let low_rank = match base {
+        Some(base) => LowRank::find(target, base, options.effort)?,
+        None => None,
+    };
+    encode_buffer_by(target, base, low_rank.as_ref(), options)
+}
+
+/// As [`encode_buffer`], with a low-rank prediction that is known, or none.
+///
+/// # Errors
+/// As [`encode_buffer`]; factors whose shape is not the tensor's.
+pub fn encode_buffer_by(
+    target: TensorView<'_>,
+    base: Option<TensorView<'_>>,
+    low_rank: Option<&LowRank>,
+    options: &EncodeOptions,
+) -> Result<Vec<u8>, CodecError> {
     let options = EncodeOptions {
         shared: None,
         ..options.clone()
     };
-    let encoder = TensorEncoder::new(target, base, &options)?;
+    let encoder = TensorEncoder::watched(target, base, low_rank, &options, &|_| ())?;
     let mut out = MAGIC.to_vec();
     put_varint(&mut out, u64::from(FORMAT_VERSION));
     let number = target
@@ -63,15 +80,9 @@ pub fn encode_buffer(
     Ok(out)
 }
 
-/// Decodes what [`encode_buffer`] made; `base` must be the tensor it was encoded against.
-///
-/// # Errors
-/// [`CodecError::Corrupt`] for anything else, [`CodecError::Base`] for a missing or shorter base. A base of the right form
-/// with other values goes unnoticed: hash the result where that matters, as artifacts do.
-pub fn decode_buffer(
-    buffer: &[u8],
-    base: Option<TensorView<'_>>,
-) -> Result<DecodedTensor, CodecError> {
+/// Dtype and shape of a buffer, and what follows.
+#[expect(clippy::type_complexity, reason = "three parts, named above")]
+fn form(buffer: &[u8]) -> Result<(Option<DType>, Vec<u64>, &[u8]), CodecError> {
     let mut data = buffer
         .strip_prefix(MAGIC)
         .ok_or_else(|| corrupt("it does not begin as a delta"))?;
@@ -91,6 +102,31 @@ pub fn decode_buffer(
     let shape = (0..rank)
         .map(|_| take_varint(&mut data))
         .collect::<Result<Vec<_>, _>>()?;
+    Ok((dtype, shape, data))
+}
+
+/// The values of a buffer that holds a matrix of floats of this shape, made without a base.
+pub(crate) fn decode_matrix(buffer: &[u8], expected: [usize; 2]) -> Result<Vec<f32>, CodecError> {
+    let (dtype, shape, _) = form(buffer)?;
+    // Checked before anything of that size is made.
+    let dtype = dtype
+        .filter(|dtype| dtype.is_float() && shape == expected.map(|n| n as u64))
+        .ok_or_else(|| corrupt("an adapter's factor has another dtype or shape"))?;
+    let mut values = Vec::new();
+    crate::to_f32(dtype, &decode_buffer(buffer, None)?.data, &mut values)?;
+    Ok(values)
+}
+
+/// Decodes what [`encode_buffer`] made; `base` must be the tensor it was encoded against.
+///
+/// # Errors
+/// [`CodecError::Corrupt`] for anything else, [`CodecError::Base`] for a missing or shorter base. A base of the right form
+/// with other values goes unnoticed: hash the result where that matters, as artifacts do.
+pub fn decode_buffer(
+    buffer: &[u8],
+    base: Option<TensorView<'_>>,
+) -> Result<DecodedTensor, CodecError> {
+    let (dtype, shape, mut data) = form(buffer)?;
     let left = data.len();
     let header_length = take_size(&mut data, left)?;
     let header = take_bytes(&mut data, header_length)?;

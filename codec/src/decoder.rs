@@ -1,15 +1,17 @@
 //! One tensor out: the inverse of the encoder, trusting nothing it reads.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use crate::{
     CodecError, DType, Scratch, SharedTables,
     bits::{take_byte, take_bytes, take_size},
     block::Method,
     context::Exponent,
-    encoder::{OWN_TABLES, SHIFTED, STRIPS, Tables, predict},
+    encoder::{EXACT, LOW_RANK, OWN_TABLES, SHIFTED, STRIPS, Tables},
     error::corrupt,
     geometry::{Geometry, MIN_ROW, Relation},
+    lowrank::{CLASSES, Update},
+    predictor::{Adjust, Prediction, Predictor},
     scales,
     shift::Shift,
     standalone,
@@ -22,12 +24,11 @@ use crate::{
 #[derive(Debug)]
 pub struct TensorDecoder {
     dtype: Option<DType>,
-    relation: Relation,
+    predictor: Predictor,
     geometry: Geometry,
     scales: Vec<i16>,
     strip: usize,
     tables: Option<Tables>,
-    shift: Option<Shift>,
 }
 
 impl TensorDecoder {
@@ -56,19 +57,22 @@ impl TensorDecoder {
         let mut geometry = Geometry::new(dtype, shape, bytes / width, relation.words());
         let mut this = Self {
             dtype,
-            relation,
+            predictor: Predictor {
+                relation,
+                dtype,
+                adjust: Adjust::None,
+            },
             geometry: geometry.clone(),
             scales: Vec::new(),
             strip: 1,
             tables: None,
-            shift: None,
         };
         if header.is_empty() {
             return Ok(this);
         }
         let mut data = header;
         let flags = take_byte(&mut data)?;
-        if flags & !(OWN_TABLES | SHIFTED) != 0 {
+        if flags & !(OWN_TABLES | SHIFTED | LOW_RANK | EXACT) != 0 {
             return Err(corrupt("unknown header flags: a newer version may read it"));
         }
         let strip = take_byte(&mut data)?;
@@ -80,19 +84,29 @@ impl TensorDecoder {
         if geometry.row < MIN_ROW.min(geometry.common).max(1) {
             return Err(corrupt("rows are too short"));
         }
-        if flags & SHIFTED != 0 {
-            this.shift = Some(Shift::take(&mut data, dtype)?);
+        this.predictor.adjust = match (flags & SHIFTED != 0, flags & LOW_RANK != 0) {
+            (false, false) => Adjust::None,
+            (true, false) => Adjust::Shift(Shift::take(&mut data, dtype)?),
+            (false, true) => {
+                let update = Update::take(&mut data, dtype, shape, geometry.common)?;
+                Adjust::LowRank(Box::new(update))
+            }
+            (true, true) => return Err(corrupt("a tensor is predicted in two ways")),
+        };
+        if flags & EXACT == 0 {
+            let layered = this.predictor.is_layered();
+            this.scales = scales::take(&mut data, geometry.rows())?;
+            this.tables = Some(if flags & OWN_TABLES != 0 {
+                let layers = if layered { CLASSES } else { 1 };
+                Tables::Own(Box::new(TableSet::take(&mut data, layers)?))
+            } else {
+                let shared = shared
+                    .filter(|s| s.set(width, layered).is_some())
+                    .ok_or_else(|| corrupt("the model's shared tables are missing"))?;
+                Tables::Shared(Arc::clone(shared), width, layered)
+            });
         }
-        this.scales = scales::take(&mut data, geometry.rows())?;
         this.geometry = geometry;
-        this.tables = Some(if flags & OWN_TABLES != 0 {
-            Tables::Own(Box::new(TableSet::take(&mut data)?))
-        } else {
-            let shared = shared
-                .filter(|s| s.set(width).is_some())
-                .ok_or_else(|| corrupt("the model's shared tables are missing"))?;
-            Tables::Shared(Arc::clone(shared), width)
-        });
         if data.is_empty() {
             Ok(this)
         } else {
@@ -134,14 +148,14 @@ impl TensorDecoder {
                 if !data.is_empty() || words.end > self.geometry.common {
                     return Err(corrupt("a block said to equal its base cannot"));
                 }
-                out.copy_from_slice(&self.predict(base, words)?);
+                out.copy_from_slice(&self.predictor.predict(base, words)?.words);
                 Ok(())
             }
             Method::Delta => {
                 if words.end > self.geometry.common {
                     return Err(corrupt("a block lies past its base"));
                 }
-                let prediction = self.predict(base, words.clone())?;
+                let prediction = self.predictor.predict(base, words.clone())?;
                 match self.geometry.width {
                     1 => self.decode::<1>(words, data, &prediction, out, scratch),
                     2 => self.decode::<2>(words, data, &prediction, out, scratch),
@@ -155,19 +169,11 @@ impl TensorDecoder {
         }
     }
 
-    fn predict<'a>(
-        &self,
-        base: Option<&'a [u8]>,
-        words: Range<usize>,
-    ) -> Result<Cow<'a, [u8]>, CodecError> {
-        predict(self.relation, self.dtype, base, words, self.shift.as_ref())
-    }
-
     fn decode<const W: usize>(
         &self,
         words: Range<usize>,
         mut data: &[u8],
-        prediction: &[u8],
+        prediction: &Prediction<'_>,
         out: &mut [u8],
         scratch: &mut Scratch,
     ) -> Result<(), CodecError> {
@@ -193,7 +199,8 @@ impl TensorDecoder {
                 &plan,
                 words.start + from..words.start + to,
                 strip,
-                &prediction[bytes.clone()],
+                &prediction.words[bytes.clone()],
+                prediction.classes.get(from..to).unwrap_or_default(),
                 &mut out[bytes],
                 scratch,
             )?;

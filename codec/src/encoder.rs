@@ -12,9 +12,10 @@ use crate::{
     CodecError, DType, Effort, EncodeOptions, Scratch, TensorView,
     bits::put_varint,
     block::{BlockInfo, Method},
-    cast::cast_words,
     context::Exponent,
     geometry::{BLOCK, Geometry, Relation},
+    lowrank::{CLASSES, LowRank, Update},
+    predictor::{Adjust, Prediction, Predictor},
     rows::{Counter, Row},
     scales::{self, Model, UNCHANGED},
     shift::Shift,
@@ -29,6 +30,10 @@ use crate::{
 pub(crate) const OWN_TABLES: u8 = 1;
 /// Header bit: the base is moved by a step that depends on its mantissa.
 pub(crate) const SHIFTED: u8 = 2;
+/// Header bit: a low-rank update is added to the base.
+pub(crate) const LOW_RANK: u8 = 4;
+/// Header bit: nothing differs from its prediction; there are no scales and tables.
+pub(crate) const EXACT: u8 = 8;
 /// Words from which a tensor may be moved, and the runs of words that are looked at for it.
 const LEAST_SHIFTED: usize = 1 << 13;
 const RUN: usize = 256;
@@ -46,16 +51,16 @@ const LARGE: usize = 1 << 18;
 pub(crate) struct Analysis<'a> {
     pub(crate) target: TensorView<'a>,
     pub(crate) base: Option<TensorView<'a>>,
-    pub(crate) relation: Relation,
+    pub(crate) predictor: Predictor,
     pub(crate) geometry: Geometry,
-    /// How the base is moved to predict the target.
-    pub(crate) shift: Option<Shift>,
 }
 
 impl<'a> Analysis<'a> {
+    /// `low_rank` is the prediction that was found for this tensor.
     pub(crate) fn new(
         target: TensorView<'a>,
         base: Option<TensorView<'a>>,
+        low_rank: Option<&LowRank>,
     ) -> Result<Self, CodecError> {
         target.check()?;
         if let Some(base) = &base {
@@ -70,12 +75,21 @@ impl<'a> Analysis<'a> {
         let mut this = Self {
             target,
             base,
-            relation,
+            predictor: Predictor {
+                relation,
+                dtype: target.dtype,
+                adjust: Adjust::None,
+            },
             geometry,
-            shift: None,
         };
         if base.is_some() && this.geometry.common > 0 {
-            this.shift = this.fit()?;
+            if let Some(low_rank) = low_rank {
+                let common = this.geometry.common;
+                let update = Update::open(low_rank, target.dtype, target.shape, common)?;
+                this.predictor.adjust = Adjust::LowRank(Box::new(update));
+            } else if let Some(shift) = this.fit()? {
+                this.predictor.adjust = Adjust::Shift(shift);
+            }
         }
         Ok(this)
     }
@@ -92,7 +106,7 @@ impl<'a> Analysis<'a> {
             .step_by(step)
             .map(|run| {
                 let words = run * RUN..g.common.min((run + 1) * RUN);
-                let prediction = self.prediction(words.clone())?.into_owned();
+                let prediction = self.base_words(words.clone())?.into_owned();
                 let bytes = words.start * g.width..words.end * g.width;
                 Ok((self.target.data.get(bytes).unwrap_or_default(), prediction))
             })
@@ -100,16 +114,23 @@ impl<'a> Analysis<'a> {
         Ok(Shift::fit(self.target.dtype, pairs.into_iter()))
     }
 
-    /// The prediction of some words: the base's, cast where dtypes differ.
-    pub(crate) fn prediction(&self, words: Range<usize>) -> Result<Cow<'a, [u8]>, CodecError> {
-        let base = self.base.map(|b| b.data);
-        predict(
-            self.relation,
-            self.target.dtype,
-            base,
-            words,
-            self.shift.as_ref(),
-        )
+    /// Some of the base's words, cast where dtypes differ.
+    pub(crate) fn base_words(&self, words: Range<usize>) -> Result<Cow<'a, [u8]>, CodecError> {
+        self.predictor.base_words(self.base.map(|b| b.data), words)
+    }
+
+    /// The prediction of some words.
+    fn prediction(&self, words: Range<usize>) -> Result<Prediction<'a>, CodecError> {
+        self.predictor.predict(self.base.map(|b| b.data), words)
+    }
+
+    /// Layers of contexts that its words have.
+    fn layers(&self) -> usize {
+        if self.predictor.is_layered() {
+            CLASSES
+        } else {
+            1
+        }
     }
 
     /// Fills `row` with the row of this number.
@@ -117,6 +138,7 @@ impl<'a> Analysis<'a> {
         let g = &self.geometry;
         let words = number * g.row..g.common.min((number + 1) * g.row);
         let prediction = self.prediction(words.clone())?;
+        let (p, classes) = (&prediction.words, &prediction.classes);
         let target = self
             .target
             .data
@@ -129,10 +151,10 @@ impl<'a> Analysis<'a> {
             .and_then(DType::layout)
             .map_or((false, 0), |l| (true, l.mantissa));
         match g.width {
-            1 => row.fill::<1>(target, &prediction, exponent, mantissa, float, counter),
-            2 => row.fill::<2>(target, &prediction, exponent, mantissa, float, counter),
-            4 => row.fill::<4>(target, &prediction, exponent, mantissa, float, counter),
-            _ => row.fill::<8>(target, &prediction, exponent, mantissa, float, counter),
+            1 => row.fill::<1>(target, p, classes, exponent, mantissa, float, counter),
+            2 => row.fill::<2>(target, p, classes, exponent, mantissa, float, counter),
+            4 => row.fill::<4>(target, p, classes, exponent, mantissa, float, counter),
+            _ => row.fill::<8>(target, p, classes, exponent, mantissa, float, counter),
         };
         Ok(())
     }
@@ -154,6 +176,7 @@ impl<'a> Analysis<'a> {
             .collect::<Result<Vec<_>, CodecError>>()?;
         Ok(Sample {
             rows,
+            layers: self.layers(),
             weight: u32::try_from(step).unwrap_or(u32::MAX),
         })
     }
@@ -177,7 +200,7 @@ impl<'a> Analysis<'a> {
                 let mut row = Row::default();
                 let mut model = Model::new();
                 let mut coder = crate::rc::Encoder::new();
-                let mut histogram = counted.then(Histogram::new);
+                let mut histogram = counted.then(|| Histogram::new(self.layers()));
                 let mut scales = Vec::with_capacity(group.min(rows));
                 for number in g * group..rows.min((g + 1) * group) {
                     self.fill(number, &mut row, &mut counter)?;
@@ -215,48 +238,19 @@ impl<'a> Analysis<'a> {
     }
 }
 
-/// The prediction of some words by a relation; borrowed where the base needs no cast.
-pub(crate) fn predict<'a>(
-    relation: Relation,
-    dtype: Option<DType>,
-    base: Option<&'a [u8]>,
-    words: Range<usize>,
-    shift: Option<&Shift>,
-) -> Result<Cow<'a, [u8]>, CodecError> {
-    if let Some(shift) = shift {
-        let mut moved = predict(relation, dtype, base, words, None)?.into_owned();
-        shift.apply(&mut moved, dtype.map_or(1, DType::word_bytes));
-        return Ok(Cow::Owned(moved));
-    }
-    let missing = CodecError::Base {
-        what: "none was given, or a shorter one",
-    };
-    let data = base.ok_or_else(|| missing.clone())?;
-    let slice = |width: usize| {
-        data.get(words.start * width..words.end * width)
-            .ok_or_else(|| missing.clone())
-    };
-    match (relation, dtype) {
-        (Relation::Same { .. }, _) => Ok(Cow::Borrowed(slice(dtype.map_or(1, DType::word_bytes))?)),
-        (Relation::Cast { from, .. }, Some(to)) => {
-            Ok(Cow::Owned(cast_words(from, slice(from.word_bytes())?, to)))
-        }
-        _ => Err(missing),
-    }
-}
-
 /// Tables that may be the model's.
 #[derive(Clone, Debug)]
 pub(crate) enum Tables {
     Own(Box<TableSet>),
-    Shared(Arc<crate::SharedTables>, usize),
+    /// The model's, for words of this width, with a low-rank prediction or without.
+    Shared(Arc<crate::SharedTables>, usize, bool),
 }
 
 impl Tables {
     pub(crate) fn get(&self) -> Option<&TableSet> {
         match self {
             Self::Own(set) => Some(set),
-            Self::Shared(shared, width) => shared.set(*width),
+            Self::Shared(shared, width, layered) => shared.set(*width, *layered),
         }
     }
 }
@@ -267,6 +261,7 @@ pub type Seen<'s> = dyn Fn(Range<usize>) + Sync + 's;
 /// Encodes one tensor. [`Self::new`] reads the whole tensor once; then every block can be encoded on its own, on any thread.
 pub struct TensorEncoder<'a> {
     analysis: Analysis<'a>,
+    low_rank: Option<LowRank>,
     scales: Vec<i16>,
     tables: Option<Tables>,
     strip: usize,
@@ -283,24 +278,26 @@ impl<'a> TensorEncoder<'a> {
         base: Option<TensorView<'a>>,
         options: &EncodeOptions,
     ) -> Result<Self, CodecError> {
-        Self::watched(target, base, options, &|_| ())
+        Self::watched(target, base, None, options, &|_| ())
     }
 
     /// As [`Self::new`]; `seen` is told the byte ranges of the target that the analysis has read (those of the base
     /// correspond to them where dtypes are the same), so that a caller can let go of mapped pages of a large tensor.
-    /// Called from any thread, in any order.
+    /// Called from any thread, in any order. `low_rank` is the prediction to use, found by [`LowRank::find`] or an adapter's.
     ///
     /// # Errors
     /// As [`Self::new`].
     pub fn watched(
         target: TensorView<'a>,
         base: Option<TensorView<'a>>,
+        low_rank: Option<&LowRank>,
         options: &EncodeOptions,
         seen: &Seen<'_>,
     ) -> Result<Self, CodecError> {
-        let analysis = Analysis::new(target, base)?;
+        let analysis = Analysis::new(target, base, low_rank)?;
         let mut this = Self {
             analysis,
+            low_rank: low_rank.cloned(),
             scales: Vec::new(),
             tables: None,
             strip: 1 << DENSE_STRIP,
@@ -315,21 +312,22 @@ impl<'a> TensorEncoder<'a> {
     /// Chooses tables and scales and writes the header; leaves all empty where nothing changed.
     fn plan(&mut self, options: &EncodeOptions, seen: &Seen<'_>) -> Result<(), CodecError> {
         self.plan_with(options, seen)?;
-        if self.header.is_empty() && self.analysis.shift.take().is_some() {
-            // All is as the moved base says, but only a header can say so: without the move there is something to code.
-            self.plan_with(options, seen)?;
+        if self.header.is_empty() && !matches!(self.analysis.predictor.adjust, Adjust::None) {
+            // All is as the moved base says, but only a header can say so.
+            self.put_header(DENSE_STRIP);
         }
         Ok(())
     }
 
     fn plan_with(&mut self, options: &EncodeOptions, seen: &Seen<'_>) -> Result<(), CodecError> {
         let geometry = &self.analysis.geometry;
+        let layered = self.analysis.predictor.is_layered();
         let shared = options
             .shared
             .as_ref()
-            .filter(|s| s.set(geometry.width).is_some());
+            .filter(|s| s.set(geometry.width, layered).is_some());
         let mut tables = match shared {
-            Some(shared) => Tables::Shared(Arc::clone(shared), geometry.width),
+            Some(shared) => Tables::Shared(Arc::clone(shared), geometry.width, layered),
             None => {
                 let sample = self
                     .analysis
@@ -378,26 +376,40 @@ impl<'a> TensorEncoder<'a> {
             DENSE_STRIP
         };
         self.strip = 1 << strip;
+        self.scales = scales;
+        self.tables = Some(tables);
+        self.put_header(strip);
+        Ok(())
+    }
+
+    /// Writes the header. Without tables every word is as predicted.
+    fn put_header(&mut self, strip: u8) {
         let mut flags = 0;
-        if matches!(tables, Tables::Own(_)) {
+        if matches!(self.tables, Some(Tables::Own(_))) {
             flags |= OWN_TABLES;
         }
-        if self.analysis.shift.is_some() {
-            flags |= SHIFTED;
+        flags |= match self.analysis.predictor.adjust {
+            Adjust::None => 0,
+            Adjust::Shift(_) => SHIFTED,
+            Adjust::LowRank(_) => LOW_RANK,
+        };
+        if self.tables.is_none() {
+            flags |= EXACT;
         }
         self.header.push(flags);
         self.header.push(strip);
-        put_varint(&mut self.header, geometry.row as u64);
-        if let Some(shift) = &self.analysis.shift {
-            shift.put(&mut self.header);
+        put_varint(&mut self.header, self.analysis.geometry.row as u64);
+        match (&self.analysis.predictor.adjust, &self.low_rank) {
+            (Adjust::Shift(shift), _) => shift.put(&mut self.header),
+            (Adjust::LowRank(_), Some(low_rank)) => low_rank.put(&mut self.header),
+            _ => {}
         }
-        scales::put(&scales, &mut self.header);
-        if let Tables::Own(own) = &tables {
-            own.put(&mut self.header);
+        if let Some(tables) = &self.tables {
+            scales::put(&self.scales, &mut self.header);
+            if let Tables::Own(own) = tables {
+                own.put(&mut self.header);
+            }
         }
-        self.scales = scales;
-        self.tables = Some(tables);
-        Ok(())
     }
 
     /// What the decoder needs of this tensor besides its blocks; empty where nothing is coded against a base.
@@ -405,13 +417,16 @@ impl<'a> TensorEncoder<'a> {
         &self.header
     }
 
-    /// Where predictions come from: `none`, `base`, `cast`, or `scaled`, where the base is moved as weight decay moves it.
+    /// Where predictions come from: `none`, `base`, `cast`, `scaled`, where the base is moved as weight decay moves it,
+    /// `low_rank` or `adapter`.
     pub fn predictor(&self) -> &'static str {
-        match self.analysis.relation {
-            Relation::None => "none",
-            _ if self.analysis.shift.is_some() => "scaled",
-            Relation::Same { .. } => "base",
-            Relation::Cast { .. } => "cast",
+        let predictor = &self.analysis.predictor;
+        match (&predictor.adjust, predictor.relation, &self.low_rank) {
+            (_, Relation::None, _) => "none",
+            (Adjust::LowRank(_), _, Some(low_rank)) => low_rank.name(),
+            (Adjust::Shift(_), ..) => "scaled",
+            (_, Relation::Same { .. }, _) => "base",
+            (_, Relation::Cast { .. }, _) => "cast",
         }
     }
 
@@ -468,20 +483,11 @@ impl<'a> TensorEncoder<'a> {
                     .zip(base.as_chunks::<W>().0);
                 pairs.map(|(t, b)| u64::from(t != b)).sum()
             };
-            changed = match &a.shift {
-                None => differing(&prediction),
-                Some(_) => {
-                    let base = a.base.map(|b| b.data);
-                    differing(&predict(
-                        a.relation,
-                        a.target.dtype,
-                        base,
-                        words.clone(),
-                        None,
-                    )?)
-                }
+            changed = match a.predictor.adjust {
+                Adjust::None => differing(&prediction.words),
+                _ => differing(&a.base_words(words.clone())?),
             };
-            if prediction.as_ref() == target {
+            if *prediction.words == *target {
                 out.push(Method::Same as u8);
                 let changed = self.elements(changed);
                 return Ok(BlockInfo {
@@ -507,7 +513,8 @@ impl<'a> TensorEncoder<'a> {
                         &plan,
                         words.start + from..words.start + to,
                         &target[bytes.clone()],
-                        &prediction[bytes],
+                        &prediction.words[bytes],
+                        prediction.classes.get(from..to).unwrap_or_default(),
                         scratch,
                         &mut strip,
                     );

@@ -28,9 +28,11 @@ mod encoder;
 mod error;
 mod features;
 mod geometry;
+mod lowrank;
 mod options;
 mod passes;
 mod patches;
+mod predictor;
 mod rans;
 mod rc;
 mod rows;
@@ -47,17 +49,18 @@ mod view;
 mod word;
 
 pub use block::{BlockInfo, Method};
-pub use buffer::{DecodedTensor, decode_buffer, encode_buffer};
+pub use buffer::{DecodedTensor, decode_buffer, encode_buffer, encode_buffer_by};
 pub use cast::{cast, to_f32, to_f64};
 pub use decoder::TensorDecoder;
 pub use dtype::DType;
 pub use encoder::{Seen, TensorEncoder};
 pub use error::CodecError;
 pub use features::{Feature, features};
+pub use lowrank::{Adapter, LowRank, Unmerged, unmerge};
 pub use options::{Effort, EncodeOptions, Scratch};
 pub use stats::{DeltaStats, TensorStats};
 pub use tables::SharedTables;
-pub use trainer::TablesTrainer;
+pub use trainer::{TablesTrainer, TrainingPair};
 pub use view::TensorView;
 
 /// Version of the bits this crate writes. A decoder refuses a newer one.

@@ -73,6 +73,8 @@ pub struct Scratch {
     /// Raw bits, or a block that may be kept.
     pub(crate) bytes: Vec<u8>,
     pub(crate) side: Vec<u8>,
+    /// Which coded words are mirrored.
+    pub(crate) sides: Vec<u8>,
     pub(crate) strip: Vec<u8>,
     pub(crate) patches: Vec<crate::patches::Patch>,
 }

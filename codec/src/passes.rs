@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 
 use crate::{
     bits::BitReader,
-    context::{Exponent, Window},
+    context::{EXPONENTS, Exponent, Window},
+    lowrank::{BELOW, CLASSES, Class},
     strip::moved,
     tables::COLD,
     token,
@@ -83,6 +84,31 @@ pub(crate) fn fill<const W: usize>(
     #[cfg(not(target_arch = "x86_64"))]
     let done = 0;
     fill_from::<W>(exponent, window, prediction, tables, done);
+}
+
+/// The tables of words by their exponents and classes, a window for each class.
+pub(crate) fn fill_layered<const W: usize>(
+    exponent: Exponent,
+    layers: &[Window],
+    prediction: &[u8],
+    classes: &[Class],
+    tables: &mut [u8],
+) {
+    // The windows of a row differ in their entries only: the place in one is the place in all.
+    let places = Window {
+        low: layers.first().map_or(0, |window| window.low),
+        entries: std::array::from_fn(|i| u8::try_from(i).unwrap_or(0)),
+    };
+    fill::<W>(exponent, &places, prediction, tables);
+    let mut entries = [COLD; CLASSES * EXPONENTS];
+    for (entries, window) in entries.chunks_exact_mut(EXPONENTS).zip(layers) {
+        entries.copy_from_slice(&window.entries);
+    }
+    for (table, class) in tables.iter_mut().zip(classes) {
+        let place = (class & !BELOW) << 4 | *table & 15;
+        let found = entries[usize::from(place)];
+        *table = found | class & BELOW & 0u8.wrapping_sub(u8::from(found != COLD));
+    }
 }
 
 fn fill_from<const W: usize>(

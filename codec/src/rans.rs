@@ -218,7 +218,7 @@ mod tests {
                 table[next() as usize % used] += (left - left / 2) as u16;
                 frequencies.push(table);
             }
-            let set = TableSet::build(precision, 0, [1; CONTEXTS], &frequencies);
+            let set = TableSet::build(precision, 0, vec![[1; CONTEXTS]], &frequencies);
             for lanes in [1, 2, 4, 8, 16, 32] {
                 for count in [0usize, 1, 31, 32, 33, 5000] {
                     let tables: Vec<u8> = (0..count).map(|_| 1 + (next() % 5) as u8).collect();

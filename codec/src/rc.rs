@@ -13,9 +13,13 @@ use crate::error::{CodecError, corrupt};
 pub(crate) struct Bit {
     zero: u16,
     seen: u8,
+    /// Where `seen` stops, and learning slows no more.
+    most: u8,
 }
 
 const SLOWEST: u8 = 4;
+/// Of models that see thousands of bits of one distribution.
+const STEADY: u8 = 6;
 const TOP: u32 = 1 << 24;
 
 impl Default for Bit {
@@ -23,6 +27,7 @@ impl Default for Bit {
         Self {
             zero: 1 << 15,
             seen: 0,
+            most: SLOWEST,
         }
     }
 }
@@ -33,6 +38,16 @@ impl Bit {
         Self {
             zero: 0xc000,
             seen: 1,
+            most: SLOWEST,
+        }
+    }
+
+    /// A model that settles on an average.
+    pub(crate) const fn steady() -> Self {
+        Self {
+            zero: 1 << 15,
+            seen: 0,
+            most: STEADY,
         }
     }
 
@@ -46,7 +61,7 @@ impl Bit {
             zero + ((0x1_0000 - zero) >> rate)
         };
         self.zero = u16::try_from(next.clamp(64, 0x1_0000 - 64)).unwrap_or(1 << 15);
-        if self.seen < SLOWEST {
+        if self.seen < self.most {
             self.seen += 1;
         }
     }

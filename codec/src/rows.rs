@@ -3,8 +3,10 @@
 use crate::{
     Effort,
     context::Exponent,
+    lowrank::{BELOW, CLASSES, Class},
     passes::{self, GROUP, Spread},
     scales::{self, Model, UNCHANGED},
+    strip::mirrored,
     token::token,
     train::{Histogram, Lengths},
     word::{difference, load, order},
@@ -14,10 +16,14 @@ use crate::{
 const CHANGES: usize = 384;
 /// Steps around the first guess that are tried at most.
 const REACH: i32 = 10;
+/// Exponents there are, with classes where words are short enough to have them.
+const KEYS: usize = 4096;
 
 /// Exponents and changes of one row.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
+    /// Bits of the class below the exponent in what counts as an exponent here: none but for low-rank predictions.
+    class_bits: u32,
     /// Exponents with the number of unchanged words of each.
     same: Vec<(u16, u32)>,
     /// Tokens of the changed words, perhaps thinned out, by ascending exponent.
@@ -36,7 +42,7 @@ pub(crate) struct Counter {
     /// Words of a row that are looked at, about.
     looks: usize,
     /// Unchanged words of each exponent, in two parts.
-    counts: Box<[[u32; 2048]; 2]>,
+    counts: Box<[[u32; KEYS]; 2]>,
     exponents: Vec<u16>,
     all: Vec<(u16, u8)>,
     /// Where the changes of each exponent go; zeros between rows.
@@ -54,10 +60,10 @@ impl Counter {
                 Effort::Default => 1024,
                 Effort::Max => usize::MAX,
             },
-            counts: Box::new([[0; 2048]; 2]),
+            counts: Box::new([[0; KEYS]; 2]),
             exponents: Vec::new(),
             all: Vec::new(),
-            starts: vec![0; 2048],
+            starts: vec![0; KEYS],
             tokens: Vec::new(),
             moved: Vec::new(),
             wide: Vec::new(),
@@ -66,16 +72,26 @@ impl Counter {
 }
 
 impl Row {
-    /// Measures a row. Returns false where nothing changed.
+    /// Measures a row; `classes` are those of a low-rank prediction, else empty. Returns false where nothing changed.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a row and all that is known of it"
+    )]
     pub(crate) fn fill<const W: usize>(
         &mut self,
         target: &[u8],
         prediction: &[u8],
+        classes: &[Class],
         exponent: Exponent,
         mantissa: u32,
         float: bool,
         counter: &mut Counter,
     ) -> bool {
+        self.class_bits = if classes.is_empty() {
+            0
+        } else {
+            CLASSES.ilog2()
+        };
         self.same.clear();
         self.changes.clear();
         self.runs.clear();
@@ -99,9 +115,12 @@ impl Row {
         } = counter;
         passes::tokens::<W>(target, prediction, float, tokens, moved, wide);
         exponent.fields::<W>(prediction, exponents);
+        for (e, class) in exponents.iter_mut().zip(classes) {
+            *e = *e << CLASSES.ilog2() | u16::from(*class & !BELOW);
+        }
         let exponents = exponents.as_slice();
         // Puts the tokens of words with raw bits in their places.
-        let complete = |group: usize, tokens: &mut [u8]| {
+        let complete = |group: usize, wide: &[u32], tokens: &mut [u8]| {
             let mut rest = wide[group];
             while rest != 0 {
                 let i = group * GROUP + rest.trailing_zeros() as usize;
@@ -110,6 +129,14 @@ impl Row {
                 tokens[i] = token::<W>(difference::<W>(order::<W>(t, float), order::<W>(p, float)));
             }
         };
+        let groups = words.div_ceil(GROUP);
+        if !classes.is_empty() {
+            (0..groups).for_each(|group| complete(group, wide, tokens));
+            wide.fill(0);
+            for (token, class) in tokens.iter_mut().zip(classes) {
+                *token = mirrored(*token, *class);
+            }
+        }
         let changes: usize = moved.iter().map(|m| m.count_ones() as usize).sum();
         let rare = changes * 8 < words;
         all.clear();
@@ -117,21 +144,23 @@ impl Row {
         let list = all.as_mut_slice();
         let lowest = exponents.iter().fold(u16::MAX, |a, e| a.min(*e));
         let highest = exponents.iter().fold(0, |a, e| a.max(*e));
-        let (lowest, highest) = (usize::from(lowest) & 2047, usize::from(highest) & 2047);
+        let (lowest, highest) = (
+            usize::from(lowest) & (KEYS - 1),
+            usize::from(highest) & (KEYS - 1),
+        );
         // Groups of words spread over the row stand for all of it; where changes are rare fewer will do, for all changes count.
-        let groups = words.div_ceil(GROUP);
         let looks = if rare { *looks / 4 } else { *looks };
         let step = (groups / (looks / GROUP).max(1)).max(1);
         let (mut seen, mut found) = (0usize, 0usize);
         for group in (0..groups).step_by(step) {
-            complete(group, tokens);
+            complete(group, wide, tokens);
             let range = group * GROUP..words.min((group + 1) * GROUP);
             seen += range.len();
             let pairs = exponents[range.clone()].iter().zip(&tokens[range]);
             for (i, (e, token)) in pairs.enumerate() {
                 // No branch on what is as good as random; two counters, so that one need not wait for the other.
                 let different = *token != 0;
-                counts[i & 1][usize::from(*e) & 2047] += u32::from(!different);
+                counts[i & 1][usize::from(*e) & (KEYS - 1)] += u32::from(!different);
                 list[found] = (*e, *token);
                 found += usize::from(different);
             }
@@ -145,7 +174,7 @@ impl Row {
                 if *moved == 0 {
                     continue;
                 }
-                complete(group, tokens);
+                complete(group, wide, tokens);
                 let mut rest = *moved;
                 while rest != 0 {
                     let i = group * GROUP + rest.trailing_zeros() as usize;
@@ -172,11 +201,13 @@ impl Row {
             (*a, *b) = (0, 0);
         }
         let spread = Spread::of::<W>();
+        let class_bits = self.class_bits;
         // Exponents are taken less 512, within the range of a float's own.
         let mean: f64 = all
             .iter()
             .map(|(e, token)| {
-                spread.lead(*token).min(cap) as f64 * f64::from_bits((u64::from(*e) + 511) << 52)
+                spread.lead(*token).min(cap) as f64
+                    * f64::from_bits((u64::from(*e >> class_bits) + 511) << 52)
             })
             .sum();
         let mean = scales::quantise(mean * weight / words as f64);
@@ -189,9 +220,9 @@ impl Row {
 
     /// Fills `changes` and `runs`.
     fn sort(&mut self, all: impl Iterator<Item = (u16, u8)> + Clone, starts: &mut [usize]) {
-        let (mut lowest, mut highest, mut total) = (2047usize, 0usize, 0);
+        let (mut lowest, mut highest, mut total) = (KEYS - 1, 0usize, 0);
         for (e, _) in all.clone() {
-            let e = usize::from(e) & 2047;
+            let e = usize::from(e) & (KEYS - 1);
             lowest = lowest.min(e);
             highest = highest.max(e);
             starts[e] += 1;
@@ -207,20 +238,29 @@ impl Row {
         }
         self.changes.resize(total, 0);
         for (e, token) in all {
-            let at = &mut starts[usize::from(e) & 2047];
+            let at = &mut starts[usize::from(e) & (KEYS - 1)];
             self.changes[*at] = token;
             *at += 1;
         }
         starts[lowest.min(highest)..=highest].fill(0);
     }
 
-    /// The runs of changes: exponent and tokens.
-    fn runs(&self) -> impl Iterator<Item = (i32, &[u8])> {
+    /// Class and exponent of what counts as an exponent.
+    fn split(&self, key: u16) -> (usize, i32) {
+        let exponent = key >> self.class_bits;
+        (
+            usize::from(key - (exponent << self.class_bits)),
+            i32::from(exponent),
+        )
+    }
+
+    /// The runs of changes: class, exponent and tokens.
+    fn runs(&self) -> impl Iterator<Item = ((usize, i32), &[u8])> {
         let mut from = 0;
         self.runs.iter().map(move |(e, to)| {
             let run = self.changes.get(from..*to).unwrap_or_default();
             from = *to;
-            (i32::from(*e), run)
+            (self.split(*e), run)
         })
     }
 
@@ -229,12 +269,15 @@ impl Row {
         let same: u64 = self
             .same
             .iter()
-            .map(|(e, n)| u64::from(*n) * u64::from(lengths.of(scale, i32::from(*e))[0]))
+            .map(|(key, n)| {
+                let (class, e) = self.split(*key);
+                u64::from(*n) * u64::from(lengths.of(class, scale, e)[0])
+            })
             .sum();
         let changes: u64 = self
             .runs()
-            .map(|(e, run)| {
-                let lengths = lengths.of(scale, e);
+            .map(|((class, e), run)| {
+                let lengths = lengths.of(class, scale, e);
                 run.iter()
                     .map(|t| u32::from(lengths[usize::from(*t)]))
                     .sum::<u32>()
@@ -287,12 +330,13 @@ impl Row {
             return;
         }
         let scale = i32::from(scale);
-        for (e, n) in &self.same {
-            histogram.add(scale, i32::from(*e), 0, n.saturating_mul(times));
+        for (key, n) in &self.same {
+            let (class, e) = self.split(*key);
+            histogram.add(class, scale, e, 0, n.saturating_mul(times));
         }
-        for (e, run) in self.runs() {
+        for ((class, e), run) in self.runs() {
             for token in run {
-                histogram.add(scale, e, *token, self.weight.saturating_mul(times));
+                histogram.add(class, scale, e, *token, self.weight.saturating_mul(times));
             }
         }
     }

@@ -97,7 +97,7 @@ fn encode_split<const W: usize>(
     tables.clear();
     tables.resize(words, 1);
     let frequencies = train::normalise_all(&counts);
-    let set = TableSet::build(12, 0, [1; CONTEXTS], &[frequencies]);
+    let set = TableSet::build(12, 0, vec![[1; CONTEXTS]], &[frequencies]);
     let mut table = Vec::new();
     set.put(&mut table);
     crate::bits::put_varint(out, table.len() as u64);
@@ -146,7 +146,7 @@ fn decode_split<const W: usize>(
     let left = data.len();
     let length = take_size(&mut data, left)?;
     let mut table = take_bytes(&mut data, length)?;
-    let set = TableSet::take(&mut table)?;
+    let set = TableSet::take(&mut table, 1)?;
     if !table.is_empty() || set.tables() != 1 {
         return Err(corrupt("the table of exponents has another form"));
     }

@@ -10,6 +10,7 @@ use crate::{
     bits::{BitReader, BitWriter, put_varint, take_byte, take_bytes, take_size},
     context::{Exponent, Window},
     error::{CodecError, corrupt},
+    lowrank::{BELOW, CLASSES, Class},
     options::Scratch,
     passes::{self, GROUP, Spread},
     patches,
@@ -37,15 +38,16 @@ pub(crate) struct Plan<'a> {
     pub(crate) scales: &'a [i16],
 }
 
+/// The maps of exponents to tables in rows of one scale: one, or one for each class of a low-rank prediction.
+struct Windows {
+    scale: i16,
+    layers: Vec<Window>,
+}
+
 impl Plan<'_> {
-    /// The rows (or parts of them) in a range of words, as ranges relative to its start, with their maps of exponents to tables;
-    /// `None` for an unchanged row.
-    pub(crate) fn rows(
-        &self,
-        words: Range<usize>,
-    ) -> impl Iterator<Item = (Range<usize>, Option<Window>)> {
+    /// The rows (or parts of them) in a range of words, as ranges relative to its start, with their scales.
+    fn rows(&self, words: Range<usize>) -> impl Iterator<Item = (Range<usize>, i16)> {
         let mut at = words.start;
-        let mut last: Option<(i16, Window)> = None;
         std::iter::from_fn(move || {
             if at >= words.end {
                 return None;
@@ -56,44 +58,50 @@ impl Plan<'_> {
                 .min(row.saturating_add(1).saturating_mul(self.row.max(1)));
             let range = at - words.start..end - words.start;
             at = end;
-            let scale = self.scales.get(row).copied().unwrap_or(UNCHANGED);
-            if scale == UNCHANGED {
-                return Some((range, None));
-            }
-            let window = match last {
-                Some((s, window)) if s == scale => window,
-                _ => Window::new(i32::from(scale), self.set.first(), self.set.map()),
-            };
-            last = Some((scale, window));
-            Some((range, Some(window)))
+            Some((range, self.scales.get(row).copied().unwrap_or(UNCHANGED)))
         })
     }
-}
 
-impl Plan<'_> {
-    /// Calls `each` with the tables of the words, [`CHUNK`] at a time.
-    pub(crate) fn tables<const W: usize>(
+    /// Calls `each` with the tables of the words, [`CHUNK`] at a time; with `classes`, those of mirrored words have
+    /// [`BELOW`] set.
+    fn tables<const W: usize>(
         &self,
         words: Range<usize>,
         prediction: &[u8],
+        classes: &[Class],
         dense: &mut Vec<u8>,
         mut each: impl FnMut(&[u8]),
     ) {
         dense.resize(CHUNK, 0);
         let mut filled = 0;
-        for (range, window) in self.rows(words) {
+        let mut windows = Windows {
+            scale: UNCHANGED,
+            layers: Vec::with_capacity(CLASSES),
+        };
+        for (range, scale) in self.rows(words) {
+            if scale != UNCHANGED && scale != windows.scale {
+                let window = |map| Window::new(i32::from(scale), self.set.first(), map);
+                windows.layers.clear();
+                windows.layers.extend(self.set.maps().iter().map(window));
+                windows.scale = scale;
+            }
             let mut at = range.start;
             while at < range.end {
                 let n = (range.end - at).min(CHUNK - filled);
                 let chunk = &mut dense[filled..filled + n];
-                match window {
-                    Some(window) => passes::fill::<W>(
+                let bytes = at * W..(at + n) * W;
+                match &windows.layers[..] {
+                    _ if scale == UNCHANGED => chunk.fill(COLD),
+                    [window] => {
+                        passes::fill::<W>(self.exponent, window, &prediction[bytes], chunk);
+                    }
+                    layers => passes::fill_layered::<W>(
                         self.exponent,
-                        &window,
-                        &prediction[at * W..(at + n) * W],
+                        layers,
+                        &prediction[bytes],
+                        classes.get(at..at + n).unwrap_or_default(),
                         chunk,
                     ),
-                    None => chunk.fill(COLD),
                 }
                 at += n;
                 filled += n;
@@ -122,12 +130,42 @@ fn lanes(bits: u64) -> usize {
     }
 }
 
-/// Appends the words `words` of a tensor as a strip. `target` and `prediction` hold just these words.
+/// The token of a word whose unrounded prediction lies [`BELOW`] its word is negated, so that the likelier miss is the same for all.
+#[inline(always)]
+pub(crate) fn mirrored(token: u8, class: Class) -> u8 {
+    if class & BELOW == 0 {
+        token
+    } else {
+        token.wrapping_neg()
+    }
+}
+
+/// Mirrors tokens, in either direction.
+fn mirror(tokens: &mut [u8], sides: &[u8]) {
+    for (token, side) in tokens.iter_mut().zip(sides) {
+        *token = mirrored(*token, *side);
+    }
+}
+
+/// Takes the sides out of the tables of words with a low-rank prediction; others have none.
+fn take_sides(plan: &Plan<'_>, tables: &mut [u8], sides: &mut Vec<u8>) {
+    sides.clear();
+    if plan.set.maps().len() > 1 {
+        sides.extend_from_slice(tables);
+        for table in tables {
+            *table &= !BELOW;
+        }
+    }
+}
+
+/// Appends the words `words` of a tensor as a strip. `target` and `prediction` hold just these words, `classes` those of a
+/// low-rank prediction, or nothing.
 pub(crate) fn encode<const W: usize>(
     plan: &Plan<'_>,
     words: Range<usize>,
     target: &[u8],
     prediction: &[u8],
+    classes: &[Class],
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
 ) {
@@ -145,15 +183,17 @@ pub(crate) fn encode<const W: usize>(
         missing,
         coder_bytes,
         side,
+        sides,
         ..
     } = scratch;
     tables.clear();
     masks.clear();
     bytes.clear();
     patches.clear();
-    plan.tables::<W>(words, prediction, dense, |tables_of| {
+    plan.tables::<W>(words, prediction, classes, dense, |tables_of| {
         passes::pack(tables_of, tables, masks);
     });
+    take_sides(plan, tables, sides);
     passes::tokens::<W>(target, prediction, plan.float, dense, changed, wide);
     tokens.clear();
     passes::select(dense, masks, tokens);
@@ -177,7 +217,8 @@ pub(crate) fn encode<const W: usize>(
             }
             let at = from + (mask & ((1 << bit) - 1)).count_ones() as usize;
             let token = token::token::<W>(d);
-            if plan.set.intervals(tables[at])[usize::from(token)].frequency == 0 {
+            let coded = mirrored(token, sides.get(at).copied().unwrap_or(0));
+            if plan.set.intervals(tables[at])[usize::from(coded)].frequency == 0 {
                 patches.push((u32::try_from(i).unwrap_or(0), d));
                 tokens[at] = 0;
             } else {
@@ -189,6 +230,7 @@ pub(crate) fn encode<const W: usize>(
         from += mask.count_ones() as usize;
     }
     raw.finish();
+    mirror(tokens, sides);
     let lanes = lanes(bits + tables.len() as u64 / 16);
     let first = out.len();
     out.push(u8::try_from(lanes.trailing_zeros()).unwrap_or(0));
@@ -293,6 +335,7 @@ pub(crate) fn decode<const W: usize>(
     words: Range<usize>,
     data: &[u8],
     prediction: &[u8],
+    classes: &[Class],
     out: &mut [u8],
     scratch: &mut Scratch,
 ) -> Result<(), CodecError> {
@@ -307,13 +350,15 @@ pub(crate) fn decode<const W: usize>(
                 tokens,
                 masks,
                 dense,
+                sides,
                 ..
             } = scratch;
             tables.clear();
             masks.clear();
-            plan.tables::<W>(words, prediction, dense, |tables_of| {
+            plan.tables::<W>(words, prediction, classes, dense, |tables_of| {
                 passes::pack(tables_of, tables, masks);
             });
+            take_sides(plan, tables, sides);
             // Bytes behind the tokens let groups be read whole.
             let coded = tables.len();
             if tokens.len() < coded + GROUP {
@@ -327,6 +372,7 @@ pub(crate) fn decode<const W: usize>(
                 &mut tokens[..coded],
             );
             stream.finish(parts.lanes)?;
+            mirror(&mut tokens[..coded], sides);
             let mut raw = BitReader::new(parts.raw);
             let tokens = &tokens[..coded + GROUP];
             let spread = Spread::of::<W>();

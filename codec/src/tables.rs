@@ -6,13 +6,15 @@ use crate::{
     bits::{put_varint, take_byte, take_bytes, take_size},
     context::CONTEXTS,
     error::{CodecError, corrupt},
+    lowrank::CLASSES,
     rc::{Bit, Coder, Decoder, Encoder, Number},
 };
 
 /// Tokens of the alphabet, by their byte.
 pub(crate) const TOKENS: usize = 256;
-/// Most tables of a set.
+/// Most tables of a set, and of one with layers: the eighth bit of a word's table says that its token is mirrored.
 pub(crate) const MAX_TABLES: usize = 63;
+pub(crate) const MAX_LAYERED: usize = 127;
 /// The table number of contexts whose words are not coded: their few changes are patches.
 pub(crate) const COLD: u8 = 0;
 /// log2 of the frequencies' sum.
@@ -68,8 +70,8 @@ pub(crate) struct TableSet {
     precision: u32,
     /// The lowest context, in the unit of row scales.
     first: i32,
-    /// Table of each context; [`COLD`] or a number from 1.
-    map: [u8; CONTEXTS],
+    /// Table of each context, layer by layer; [`COLD`] or a number from 1.
+    map: Vec<[u8; CONTEXTS]>,
     /// Per table and token.
     intervals: Vec<[Interval; TOKENS]>,
     slots: Vec<u32>,
@@ -102,11 +104,12 @@ fn stored_order() -> impl Iterator<Item = usize> {
 }
 
 impl TableSet {
-    /// `map` names tables from 1 to `frequencies.len()` (or [`COLD`]); each table adds up to `1 << precision`.
+    /// `map` names tables from 1 to `frequencies.len()` (or [`COLD`]), for one layer of contexts or one for each class of a
+    /// low-rank prediction; each table adds up to `1 << precision`.
     pub(crate) fn build(
         precision: u32,
         first: i32,
-        map: [u8; CONTEXTS],
+        map: Vec<[u8; CONTEXTS]>,
         frequencies: &[Frequencies],
     ) -> Self {
         let mut slots = Vec::with_capacity(frequencies.len() << precision);
@@ -144,7 +147,8 @@ impl TableSet {
         self.first
     }
 
-    pub(crate) fn map(&self) -> &[u8; CONTEXTS] {
+    /// A map for each layer.
+    pub(crate) fn maps(&self) -> &[[u8; CONTEXTS]] {
         &self.map
     }
 
@@ -166,7 +170,7 @@ impl TableSet {
     /// Serialises: length, then precision, lowest context and number of tables, then map and frequencies by the range coder.
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         let mut coder = Encoder::new();
-        let _infallible = Self::code(&mut coder, self.precision, Some(self));
+        let _infallible = Self::code(&mut coder, self.precision, self.map.len(), Some(self));
         let coded = coder.finish();
         out.push(u8::try_from(self.precision).unwrap_or(0));
         put_varint(
@@ -178,8 +182,8 @@ impl TableSet {
         out.extend_from_slice(&coded);
     }
 
-    /// Takes what [`Self::put`] wrote off the front of `data`.
-    pub(crate) fn take(data: &mut &[u8]) -> Result<Self, CodecError> {
+    /// Takes what [`Self::put`] wrote of a set of so many layers off the front of `data`.
+    pub(crate) fn take(data: &mut &[u8], layers: usize) -> Result<Self, CodecError> {
         let precision = u32::from(take_byte(data)?);
         if !PRECISIONS.contains(&precision) {
             return Err(corrupt("a table's precision is out of range"));
@@ -189,10 +193,10 @@ impl TableSet {
         let tables = usize::from(take_byte(data)?);
         let length = take_size(data, data.len())?;
         let coded = take_bytes(data, length)?;
-        if tables > MAX_TABLES {
+        if tables > if layers > 1 { MAX_LAYERED } else { MAX_TABLES } {
             return Err(corrupt("too many tables"));
         }
-        let (map, frequencies) = Self::code(&mut Decoder::new(coded), precision, None)?;
+        let (map, frequencies) = Self::code(&mut Decoder::new(coded), precision, layers, None)?;
         if frequencies.len() != tables {
             return Err(corrupt("the number of tables differs from their map's"));
         }
@@ -203,19 +207,25 @@ impl TableSet {
     fn code<C: Coder>(
         coder: &mut C,
         precision: u32,
+        layers: usize,
         set: Option<&Self>,
-    ) -> Result<([u8; CONTEXTS], Vec<Frequencies>), CodecError> {
-        let mut map = [COLD; CONTEXTS];
+    ) -> Result<(Vec<[u8; CONTEXTS]>, Vec<Frequencies>), CodecError> {
+        let mut map = vec![[COLD; CONTEXTS]; layers];
         let mut models = [Bit::mostly_zero(), Bit::mostly_zero()];
         let mut last = 0u8;
-        for (context, entry) in map.iter_mut().enumerate() {
-            let mine = set.map_or(0, |s| s.map[context]);
+        for (place, entry) in map.as_flattened_mut().iter_mut().enumerate() {
+            let mine = set
+                .and_then(|s| s.map.as_flattened().get(place))
+                .copied()
+                .unwrap_or(COLD);
             if coder.bit(&mut models[0], mine == COLD)? {
                 continue;
             }
             // The first table is new by itself.
             if coder.bit(&mut models[1], mine > last)? || last == 0 {
-                last += 1;
+                last = last
+                    .checked_add(1)
+                    .ok_or_else(|| corrupt("too many tables"))?;
             }
             *entry = last;
         }
@@ -276,17 +286,20 @@ impl TableSet {
 pub struct SharedTables {
     /// By log2 of the word's bytes.
     pub(crate) sets: [Option<TableSet>; 4],
+    /// Likewise, for words with a low-rank prediction: a layer for each class.
+    pub(crate) layered: [Option<TableSet>; 4],
 }
 
 impl SharedTables {
-    pub(crate) fn set(&self, width: usize) -> Option<&TableSet> {
-        self.sets.get(width.trailing_zeros() as usize)?.as_ref()
+    pub(crate) fn set(&self, width: usize, layered: bool) -> Option<&TableSet> {
+        let sets = if layered { &self.layered } else { &self.sets };
+        sets.get(width.trailing_zeros() as usize)?.as_ref()
     }
 
     /// Serialises the tables.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = vec![0u8];
-        for (i, set) in self.sets.iter().enumerate() {
+        for (i, set) in self.sets.iter().chain(&self.layered).enumerate() {
             if let Some(set) = set {
                 out[0] |= 1 << i;
                 set.put(&mut out);
@@ -301,17 +314,16 @@ impl SharedTables {
     /// [`CodecError::Corrupt`] for anything else.
     pub fn from_bytes(mut data: &[u8]) -> Result<Self, CodecError> {
         let present = take_byte(&mut data)?;
-        if present >= 16 {
-            return Err(corrupt("unknown table sets"));
-        }
-        let mut sets = [const { None }; 4];
-        for (i, set) in sets.iter_mut().enumerate() {
+        let mut this = Self::default();
+        let plain = this.sets.iter_mut().map(|set| (set, 1));
+        let layered = this.layered.iter_mut().map(|set| (set, CLASSES));
+        for (i, (set, layers)) in plain.chain(layered).enumerate() {
             if present >> i & 1 == 1 {
-                *set = Some(TableSet::take(&mut data)?);
+                *set = Some(TableSet::take(&mut data, layers)?);
             }
         }
         if data.is_empty() {
-            Ok(Self { sets })
+            Ok(this)
         } else {
             Err(corrupt("the shared tables are too long"))
         }

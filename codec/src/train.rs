@@ -2,7 +2,8 @@
 
 use crate::{
     context::CONTEXTS,
-    tables::{COLD, Frequencies, Interval, MAX_TABLES, TOKENS, TableSet},
+    tables::{COLD, Frequencies, Interval, MAX_LAYERED, MAX_TABLES, TOKENS, TableSet},
+    token,
 };
 
 /// Contexts counted before a set's window is chosen.
@@ -10,22 +11,23 @@ pub(crate) const WIDE: usize = 256;
 /// The lowest context counted, in the unit of row scales.
 pub(crate) const WIDE_FIRST: i32 = -96;
 
-/// Counts of every token in every context.
+/// Counts of every token in every context, layer by layer.
 #[derive(Clone)]
 pub(crate) struct Histogram(Vec<[u32; TOKENS]>);
 
 impl Histogram {
-    pub(crate) fn new() -> Self {
-        Self(vec![[0; TOKENS]; WIDE])
+    pub(crate) fn new(layers: usize) -> Self {
+        Self(vec![[0; TOKENS]; WIDE * layers])
     }
 
     #[inline(always)]
-    pub(crate) fn add(&mut self, scale: i32, exponent: i32, token: u8, count: u32) {
+    pub(crate) fn add(&mut self, layer: usize, scale: i32, exponent: i32, token: u8, count: u32) {
         let c = scale
             .saturating_sub(4 * exponent)
             .saturating_sub(WIDE_FIRST)
             .clamp(0, 255);
-        let cell = &mut self.0[usize::try_from(c).unwrap_or(0)][usize::from(token)];
+        let context = layer * WIDE + usize::try_from(c).unwrap_or(0);
+        let cell = &mut self.0[context][usize::from(token)];
         *cell = cell.saturating_add(count);
     }
 
@@ -40,20 +42,56 @@ impl Histogram {
         self.0.iter().flatten().map(|c| u64::from(*c)).sum()
     }
 
-    /// The counts by the contexts of a set.
+    /// Raw bits of the counted tokens in words of `width` bytes.
+    pub(crate) fn raw_bits(&self, width: usize) -> f64 {
+        let raw = match width {
+            1 => token::raw_bits::<1>,
+            2 => token::raw_bits::<2>,
+            4 => token::raw_bits::<4>,
+            _ => token::raw_bits::<8>,
+        };
+        let bits: [f64; TOKENS] =
+            std::array::from_fn(|t| f64::from(raw(u8::try_from(t).unwrap_or(0))));
+        let counts = self.0.iter();
+        counts
+            .flat_map(|counts| counts.iter().zip(&bits))
+            .map(|(n, bits)| f64::from(*n) * bits)
+            .sum()
+    }
+
+    /// Entropy of the counted tokens given their contexts, and what telling the distributions takes.
+    pub(crate) fn entropy(&self) -> f64 {
+        let mut bits = 0.0;
+        for pair in self.0.chunks(2) {
+            let mut counts = [0; TOKENS];
+            pair.iter().for_each(|c| add(&mut counts, c));
+            let total = total(&counts);
+            if total > 0.0 {
+                let used = counts.iter().filter(|n| **n > 0).count() as f64;
+                bits += entropy(&counts) + (used - 1.0) * 3.0;
+            }
+        }
+        bits
+    }
+
+    /// The counts by the contexts of a set, layer by layer.
     fn window(&self, first: i32) -> Vec<[u32; TOKENS]> {
-        let mut out = vec![[0u32; TOKENS]; CONTEXTS];
+        let layers = self.0.len() / WIDE;
+        let mut out = vec![[0u32; TOKENS]; CONTEXTS * layers];
         for (wide, counts) in self.0.iter().enumerate() {
-            let c = i32::try_from(wide).unwrap_or(0) + WIDE_FIRST - first;
+            let c = i32::try_from(wide % WIDE).unwrap_or(0) + WIDE_FIRST - first;
             let c = usize::try_from(c.clamp(0, 55)).unwrap_or(0);
-            add(&mut out[c], counts);
+            add(&mut out[wide / WIDE * CONTEXTS + c], counts);
         }
         out
     }
 
     /// The window of contexts that holds most of the information.
     fn first(&self) -> i32 {
-        let bits: Vec<f64> = self.0.iter().map(entropy).collect();
+        let mut bits = vec![0f64; WIDE];
+        for (wide, counts) in self.0.iter().enumerate() {
+            bits[wide % WIDE] += entropy(counts);
+        }
         let best = (0..WIDE - CONTEXTS).max_by(|a, b| {
             let sum = |i: usize| bits[i..i + CONTEXTS].iter().sum::<f64>();
             sum(*a).total_cmp(&sum(*b)).then(b.cmp(a))
@@ -65,7 +103,13 @@ impl Histogram {
     pub(crate) fn cost(&self, set: &TableSet) -> f64 {
         let mut total = 0.0;
         for (context, counts) in self.window(set.first()).iter().enumerate() {
-            total += match set.map()[context] {
+            total += match set
+                .maps()
+                .as_flattened()
+                .get(context)
+                .copied()
+                .unwrap_or(COLD)
+            {
                 COLD => cold_cost(counts),
                 table => cross_entropy(counts, set.intervals(table), set.precision()),
             };
@@ -154,10 +198,11 @@ impl Cluster {
     }
 }
 
-/// At most `limit` tables for `histogram`.
-pub(crate) fn train(histogram: &Histogram, limit: usize) -> TableSet {
-    let first = histogram.first();
-    let counts = histogram.window(first);
+/// Runs of the contexts of a layer, at most `limit`, and where those begin that are coded.
+fn cluster(counts: &[[u32; TOKENS]], limit: usize) -> (Vec<Cluster>, usize) {
+    if counts.as_flattened().iter().all(|n| *n == 0) {
+        return (Vec::new(), CONTEXTS);
+    }
     let mut clusters: Vec<Cluster> = Vec::new();
     for (context, counts) in counts.iter().enumerate() {
         let new = Cluster {
@@ -179,11 +224,30 @@ pub(crate) fn train(histogram: &Histogram, limit: usize) -> TableSet {
         .count();
     let mut cold: Vec<Cluster> = clusters.drain(..cold).collect();
     let cold_end = cold.pop().map_or(0, |c| c.contexts.end);
-    merge(&mut clusters, limit.clamp(1, MAX_TABLES));
-    let mut map = [COLD; CONTEXTS];
-    for (number, cluster) in clusters.iter().enumerate() {
-        for entry in &mut map[cluster.contexts.start.max(cold_end)..cluster.contexts.end] {
-            *entry = u8::try_from(number + 1).unwrap_or(1);
+    merge(&mut clusters, limit);
+    (clusters, cold_end)
+}
+
+/// About `limit` tables for `histogram`.
+pub(crate) fn train(histogram: &Histogram, limit: usize) -> TableSet {
+    let first = histogram.first();
+    let counts = histogram.window(first);
+    let layers = counts.len() / CONTEXTS;
+    let share = if layers > 1 {
+        (2 * limit / layers).clamp(1, MAX_LAYERED / layers)
+    } else {
+        limit.clamp(1, MAX_TABLES)
+    };
+    let mut clusters = Vec::new();
+    let mut map = vec![[COLD; CONTEXTS]; layers];
+    for (counts, map) in counts.chunks(CONTEXTS).zip(&mut map) {
+        let (mine, cold_end) = cluster(counts, share);
+        for cluster in mine {
+            let table = u8::try_from(clusters.len() + 1).unwrap_or(1);
+            for entry in &mut map[cluster.contexts.start.max(cold_end)..cluster.contexts.end] {
+                *entry = table;
+            }
+            clusters.push(cluster);
         }
     }
     let build = |precision| {
@@ -191,7 +255,7 @@ pub(crate) fn train(histogram: &Histogram, limit: usize) -> TableSet {
             .iter()
             .map(|c| normalise(&c.counts, precision, false))
             .collect();
-        TableSet::build(precision, first, map, &frequencies)
+        TableSet::build(precision, first, map.clone(), &frequencies)
     };
     let cost = |set: &TableSet| -> f64 {
         clusters
@@ -344,8 +408,11 @@ pub(crate) struct Lengths {
 impl Lengths {
     pub(crate) fn new(set: &TableSet) -> Self {
         let whole = f64::from(1u32 << set.precision());
-        let bits = (0..CONTEXTS)
-            .map(|context| match set.map()[context] {
+        let bits = set
+            .maps()
+            .as_flattened()
+            .iter()
+            .map(|table| match *table {
                 COLD => std::array::from_fn(|t| if t == 0 { 0 } else { 14 * 64 }),
                 table => {
                     let intervals = set.intervals(table);
@@ -367,10 +434,10 @@ impl Lengths {
         }
     }
 
-    /// The lengths of all tokens for a weight of `exponent` in a row of `scale`.
+    /// The lengths of all tokens for a weight of `exponent` in a row of `scale`, by the weight's layer.
     #[inline(always)]
-    pub(crate) fn of(&self, scale: i32, exponent: i32) -> &[u16; TOKENS] {
-        &self.bits[crate::context::context(scale, exponent, self.first)]
+    pub(crate) fn of(&self, layer: usize, scale: i32, exponent: i32) -> &[u16; TOKENS] {
+        &self.bits[layer * CONTEXTS + crate::context::context(scale, exponent, self.first)]
     }
 }
 

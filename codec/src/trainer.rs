@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use crate::{
     CodecError, Effort, EncodeOptions, SharedTables, TensorView,
     encoder::Analysis,
+    lowrank::LowRank,
     rows::Row,
     scales::{self, Model, UNCHANGED},
     tables::TableSet,
@@ -32,6 +33,8 @@ pub(crate) fn sample_words(effort: Effort) -> usize {
 /// Rows of one tensor, standing for all of them.
 pub(crate) struct Sample {
     pub(crate) rows: Vec<Row>,
+    /// Layers of contexts that their words have.
+    pub(crate) layers: usize,
     /// Rows of the tensor for each in `rows`.
     pub(crate) weight: u32,
 }
@@ -44,37 +47,58 @@ pub(crate) fn tables(samples: &[Sample], effort: Effort) -> Option<TableSet> {
         Effort::Max => 3,
     };
     let limit = table_limit(effort);
-    let count = |lengths: Option<&Lengths>| -> Histogram {
-        let mut histogram = Histogram::new();
-        for sample in samples {
-            let mut model = Model::new();
-            let mut coder = crate::rc::Encoder::new();
-            for row in &sample.rows {
-                let scale = lengths.map_or(row.mean, |l| row.choose(l, &model));
-                if scale != UNCHANGED {
-                    // The cost of a scale is that of its distance to the one before, as it will be.
-                    let _infallible = model.code(&mut coder, scale);
-                    row.count(scale, sample.weight, &mut histogram);
-                }
-            }
-        }
-        histogram
-    };
-    let mut histogram = count(None);
+    let mut histogram = count(samples, None);
     if histogram.total() == 0 {
         return None;
     }
     for _ in 0..rounds {
         let set = train::train(&histogram, limit);
-        histogram = count(Some(&Lengths::new(&set)));
+        histogram = count(samples, Some(&Lengths::new(&set)));
     }
     Some(train::train(&histogram, limit))
+}
+
+/// Bits of the sampled rows, about, the rows weighing what they stand for: enough to compare predictions of one tensor by.
+pub(crate) fn estimate(sample: &Sample, width: usize) -> f64 {
+    let histogram = count(std::slice::from_ref(sample), None);
+    histogram.entropy() + histogram.raw_bits(width)
+}
+
+/// The tokens of all rows by their contexts, with the scales that `lengths` choose or with those of the mean update.
+fn count(samples: &[Sample], lengths: Option<&Lengths>) -> Histogram {
+    let layers = samples.first().map_or(1, |s| s.layers);
+    let mut histogram = Histogram::new(layers);
+    for sample in samples {
+        let mut model = Model::new();
+        let mut coder = crate::rc::Encoder::new();
+        for row in &sample.rows {
+            let scale = lengths.map_or(row.mean, |l| row.choose(l, &model));
+            if scale != UNCHANGED {
+                // The cost of a scale is that of its distance to the one before, as it will be.
+                let _infallible = model.code(&mut coder, scale);
+                row.count(scale, sample.weight, &mut histogram);
+            }
+        }
+    }
+    histogram
+}
+
+/// A tensor that tables are made for.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainingPair<'a> {
+    /// The tensor.
+    pub target: TensorView<'a>,
+    /// What predicts it.
+    pub base: Option<TensorView<'a>>,
+    /// Low-rank predictions that may be right, such as those a given adapter makes.
+    pub candidates: &'a [LowRank],
 }
 
 /// Collects statistics of tensor pairs, then makes the tables.
 pub struct TablesTrainer {
     options: EncodeOptions,
-    samples: [Vec<Sample>; 4],
+    /// By log2 of the word's bytes, without and with a low-rank prediction.
+    samples: [[Vec<Sample>; 4]; 2],
 }
 
 impl TablesTrainer {
@@ -85,41 +109,51 @@ impl TablesTrainer {
                 shared: None,
                 ..options.clone()
             },
-            samples: [const { Vec::new() }; 4],
+            samples: [const { [const { Vec::new() }; 4] }; 2],
         }
     }
 
-    /// Adds pairs of target and base; looks at a sample of the rows of each.
+    /// Adds pairs of target and base, and looks at a sample of the rows of each. Returns the low-rank predictions to encode them
+    /// with: the best candidate if one pays, else one that [`LowRank::find`] finds.
     ///
     /// # Errors
     /// Data that does not have the length dtype and shape ask for.
     pub fn add_all(
         &mut self,
-        pairs: &[(TensorView<'_>, Option<TensorView<'_>>)],
-    ) -> Result<(), CodecError> {
+        pairs: &[TrainingPair<'_>],
+    ) -> Result<Vec<Option<LowRank>>, CodecError> {
         let counted: Vec<_> = pairs
             .par_iter()
-            .map(|(target, base)| {
-                let Some(base) = base else { return Ok(None) };
-                let analysis = Analysis::new(*target, Some(*base))?;
+            .map(|pair| {
+                if pair.base.is_none() {
+                    return Ok((None, None));
+                }
+                let mut analysis = Analysis::new(pair.target, pair.base, None)?;
+                let found = LowRank::best(&analysis, pair.candidates, self.options.effort)?;
+                if found.is_some() {
+                    analysis = Analysis::new(pair.target, pair.base, found.as_ref())?;
+                }
                 let sample =
                     analysis.sample(sample_words(self.options.effort), self.options.effort)?;
-                Ok(Some((analysis.geometry.width, sample)))
+                Ok((Some((analysis.geometry.width, sample)), found))
             })
             .collect::<Result<Vec<_>, CodecError>>()?;
-        for (width, sample) in counted.into_iter().flatten() {
+        let (samples, found): (Vec<_>, Vec<_>) = counted.into_iter().unzip();
+        for (width, sample) in samples.into_iter().flatten() {
             if sample.rows.iter().any(|r| r.mean != scales::UNCHANGED) {
-                self.samples[width.trailing_zeros() as usize & 3].push(sample);
+                let layered = usize::from(sample.layers > 1);
+                self.samples[layered][width.trailing_zeros() as usize & 3].push(sample);
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// The tables.
     pub fn finish(self) -> SharedTables {
         let effort = self.options.effort;
-        SharedTables {
-            sets: self.samples.map(|samples| tables(&samples, effort)),
-        }
+        let [sets, layered] = self
+            .samples
+            .map(|widths| widths.map(|samples| tables(&samples, effort)));
+        SharedTables { sets, layered }
     }
 }

@@ -10,7 +10,8 @@
 use std::{path::Path, process::Command};
 
 use sparse_codec::{
-    DType, Effort, EncodeOptions, TensorEncoder, TensorView, cast, decode_buffer, encode_buffer,
+    Adapter, DType, Effort, EncodeOptions, LowRank, TensorEncoder, TensorView, cast, decode_buffer,
+    encode_buffer, encode_buffer_by,
 };
 
 /// Numbers without a pattern.
@@ -40,11 +41,78 @@ struct Case {
     target: Vec<u8>,
     base: Option<(DType, Vec<u64>, Vec<u8>)>,
     effort: Effort,
+    /// A given adapter: its factors, and whether the update is rounded first.
+    adapter: Option<(Vec<f32>, Vec<f32>, bool)>,
 }
 
 fn values(x: &[f64], dtype: DType) -> Vec<u8> {
     let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
     cast(DType::F64, &bytes, dtype).unwrap()
+}
+
+const MERGED: [u64; 2] = [44, 101];
+
+/// A base, and that base with an adapter of rank 3 merged into it.
+fn merged(
+    random: &mut Random,
+    dtype: DType,
+    from: DType,
+    left: &[f32],
+    right: &[f32],
+    rounded: bool,
+) -> (Vec<u8>, Vec<u8>) {
+    let [rows, cols] = MERGED.map(|d| d as usize);
+    let mut base: Vec<f64> = (0..rows * cols).map(|_| random.normal() * 0.05).collect();
+    base[3] = f64::NAN;
+    base[4] = f64::INFINITY;
+    base[5] = -0.0;
+    base[6] = 1e-40;
+    let base = values(&base, from);
+    let mut known = Vec::new();
+    sparse_codec::to_f32(from, &base, &mut known).unwrap();
+    let mut cast = Vec::new();
+    let known = values(
+        &known.iter().map(|b| f64::from(*b)).collect::<Vec<_>>(),
+        dtype,
+    );
+    sparse_codec::to_f32(dtype, &known, &mut cast).unwrap();
+    let target: Vec<f64> = cast
+        .iter()
+        .enumerate()
+        .map(|(at, b)| {
+            let mut update = [product(left, right, at) * SCALE];
+            if rounded {
+                let bytes = values(&[f64::from(update[0])], dtype);
+                let mut back = Vec::new();
+                sparse_codec::to_f32(dtype, &bytes, &mut back).unwrap();
+                update[0] = back[0];
+            }
+            f64::from(*b + update[0])
+        })
+        .collect();
+    let mut target = values(&target, dtype);
+    for _ in 0..2 {
+        let at = random.next() as usize % target.len();
+        target[at] ^= 1;
+    }
+    (base, target)
+}
+
+/// Of the adapters.
+const SCALE: f32 = 2.0;
+
+/// `44 x 3` and `3 x 101`.
+fn factors(random: &mut Random) -> (Vec<f32>, Vec<f32>) {
+    let [rows, cols] = MERGED.map(|d| d as usize);
+    let mut factor = |n| (0..n).map(|_| (random.normal() * 0.03) as f32).collect();
+    (factor(rows * 3), factor(3 * cols))
+}
+
+fn product(left: &[f32], right: &[f32], at: usize) -> f32 {
+    let cols = MERGED[1] as usize;
+    (0..3).fold(0.0, |sum, k| {
+        left[at / cols * 3 + k].mul_add(right[k * cols + at % cols], sum)
+    })
 }
 
 fn cases() -> Vec<Case> {
@@ -91,6 +159,7 @@ fn cases() -> Vec<Case> {
                         target: target.clone(),
                         base: Some((from, vec![28, 111], values(&base[..28 * 111], from))),
                         effort: [Effort::Fast, Effort::Default, Effort::Max][cases.len() % 3],
+                        adapter: None,
                     });
                 }
             }
@@ -101,6 +170,7 @@ fn cases() -> Vec<Case> {
                 target,
                 base: None,
                 effort: Effort::Default,
+                adapter: None,
             });
         }
     }
@@ -127,7 +197,40 @@ fn cases() -> Vec<Case> {
         target: values(&decayed, DType::F32),
         base: Some((DType::F32, vec![90, 111], values(&base, DType::F32))),
         effort: Effort::Default,
+        adapter: None,
     });
+    for (dtype, from) in [
+        (DType::BF16, DType::BF16),
+        (DType::F16, DType::F16),
+        (DType::F32, DType::F32),
+        (DType::F32, DType::BF16),
+    ] {
+        let (left, right) = factors(&mut random);
+        let (base, target) = merged(&mut random, dtype, from, &left, &right, false);
+        for effort in [Effort::Default, Effort::Max] {
+            cases.push(Case {
+                name: format!("merged-{dtype:?}-{from:?}-{effort}"),
+                dtype,
+                shape: MERGED.to_vec(),
+                target: target.clone(),
+                base: Some((from, MERGED.to_vec(), base.clone())),
+                effort,
+                adapter: None,
+            });
+        }
+        for rounded in [false, true] {
+            let (base, target) = merged(&mut random, dtype, from, &left, &right, rounded);
+            cases.push(Case {
+                name: format!("given-{dtype:?}-{from:?}-{rounded}"),
+                dtype,
+                shape: MERGED.to_vec(),
+                target,
+                base: Some((from, MERGED.to_vec(), base)),
+                effort: Effort::Default,
+                adapter: Some((left.clone(), right.clone(), rounded)),
+            });
+        }
+    }
     for dtype in [DType::I8, DType::I32, DType::U64, DType::Bool, DType::F4] {
         let bytes = 6000 * dtype.bits() as usize / 8;
         let base: Vec<u8> = (0..bytes).map(|_| random.next() as u8).collect();
@@ -142,6 +245,7 @@ fn cases() -> Vec<Case> {
             target,
             base: Some((dtype, vec![6000], base)),
             effort: Effort::Default,
+            adapter: None,
         });
     }
     for shape in [vec![], vec![0, 4], vec![1, 1, 3]] {
@@ -153,6 +257,7 @@ fn cases() -> Vec<Case> {
             base: Some((DType::BF16, shape.clone(), vec![2; 2 * words])),
             shape,
             effort: Effort::Default,
+            adapter: None,
         });
     }
     cases
@@ -189,13 +294,59 @@ fn the_reference_decoder_agrees() {
             effort: case.effort,
             ..EncodeOptions::default()
         };
-        let buffer = encode_buffer(target, base, &options).unwrap();
+        let adapter = case.adapter.as_ref().map(|(left, right, rounded)| {
+            let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>();
+            let view = |shape, data| TensorView {
+                dtype: Some(DType::F32),
+                shape,
+                data,
+            };
+            LowRank::adapter(Adapter {
+                left: view(&[MERGED[0], 3], &bytes(left)),
+                right: view(&[3, MERGED[1]], &bytes(right)),
+                scale: SCALE,
+                rounded: *rounded,
+            })
+            .unwrap()
+        });
+        let buffer = match &adapter {
+            Some(adapter) => encode_buffer_by(target, base, Some(adapter), &options).unwrap(),
+            None => encode_buffer(target, base, &options).unwrap(),
+        };
+        if let Some((left, right, _)) = &case.adapter {
+            // Little more than the adapter.
+            let limit = (left.len() + right.len()) * 4 + 300;
+            assert!(
+                buffer.len() < limit,
+                "{}: {} bytes",
+                case.name,
+                buffer.len()
+            );
+        }
         assert_eq!(
             decode_buffer(&buffer, base).unwrap().data,
             case.target,
             "{}",
             case.name
         );
+        if case.name.starts_with("merged") {
+            let base = base.unwrap();
+            let found = LowRank::find(target, base, case.effort).unwrap();
+            assert!(found.is_some(), "{}", case.name);
+            if case.dtype == DType::BF16 {
+                assert!(
+                    buffer.len() < case.target.len() / 5,
+                    "{} bytes",
+                    buffer.len()
+                );
+            }
+            for at in (0..buffer.len()).step_by(11) {
+                let mut damaged = buffer.clone();
+                damaged[at] ^= 1 << (at % 8);
+                let _ = decode_buffer(&damaged, Some(base));
+                let _ = decode_buffer(&buffer[..at], Some(base));
+            }
+        }
         if case.name == "decayed" {
             let encoder = TensorEncoder::new(target, base, &options).unwrap();
             assert_eq!(encoder.predictor(), "scaled");

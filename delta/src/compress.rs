@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rayon::ThreadPool;
+use sparse_adapter::PeftAdapter;
 use sparse_codec::{Effort, EncodeOptions};
 use sparse_store::{LockGuard, Model, OpenOptions, Published, Replace, Staged};
 
@@ -39,6 +40,7 @@ pub struct Compress {
     finetune: String,
     output: Option<String>,
     effort: Effort,
+    adapter: Option<String>,
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
@@ -55,6 +57,7 @@ impl Compress {
             finetune: finetune.into(),
             output: None,
             effort: Effort::default(),
+            adapter: None,
             overwrite: false,
             dry_run: false,
             threads: None,
@@ -73,6 +76,13 @@ impl Compress {
     /// How hard the codec tries.
     pub fn effort(mut self, effort: Effort) -> Self {
         self.effort = effort;
+        self
+    }
+
+    /// A PEFT adapter (a path, URL or Hub id) that was merged into the base to make the fine-tune: its updates are tried as
+    /// predictions, and kept in the artifact where they pay.
+    pub fn adapter(mut self, adapter: impl Into<String>) -> Self {
+        self.adapter = Some(adapter.into());
         self
     }
 
@@ -129,9 +139,14 @@ impl Compress {
             Model::open(&self.base, &self.open),
             Model::open(&self.finetune, &self.open)
         )?;
+        let adapter = match &self.adapter {
+            Some(adapter) => Some(PeftAdapter::open(adapter, &self.open).await?),
+            None => None,
+        };
         let stop = Stop::new(self.cancel.clone());
         let on_drop = stop.on_drop();
         let job = Job {
+            adapter,
             base: Arc::new(base),
             finetune: Arc::new(finetune),
             output,
@@ -209,6 +224,7 @@ impl StagedDelta {
 struct Job {
     base: Arc<Model>,
     finetune: Arc<Model>,
+    adapter: Option<PeftAdapter>,
     output: Option<Output>,
     effort: Effort,
     overwrite: bool,
@@ -266,6 +282,22 @@ impl Job {
             Found::Replaceable => Replace::Allow,
         };
         self.make(known, replace, lock, &pool)
+    }
+
+    /// What the adapter adds to the key: SHA-256 of its configuration and of its factors.
+    fn adapter_hash(&self) -> Result<Option<String>, DeltaError> {
+        let Some(adapter) = &self.adapter else {
+            return Ok(None);
+        };
+        let model = adapter.model();
+        let quiet = Ticker::new(None, "", 0);
+        let mut hashes = identity::hash_weights(model, &self.stop, &quiet)?;
+        for file in model.carried() {
+            if file.name == sparse_adapter::CONFIG {
+                hashes.push(identity::hash_file(file.path(), &self.stop)?);
+            }
+        }
+        Ok(Some(hashes.join(" ")))
     }
 
     /// Two runs that would write the same place wait for each other.
@@ -411,7 +443,7 @@ impl Job {
             &self.finetune,
             content,
             self.effort,
-            None,
+            self.adapter_hash()?.as_deref(),
         ))
     }
 
@@ -549,6 +581,7 @@ impl Job {
                     let encoded = encode::encode(
                         &self.base,
                         &pairs,
+                        self.adapter.as_ref(),
                         &options,
                         &mut writer,
                         pool,
@@ -572,7 +605,13 @@ impl Job {
         let payloads = writer.finish()?;
         let (index, rows) = index::write(&encoded.tensors)?;
         let tensors: Vec<TensorReport> = encoded.tensors.iter().map(TensorReport::new).collect();
-        let key = identity::key(&fingerprint, &self.finetune, &content, self.effort, None);
+        let key = identity::key(
+            &fingerprint,
+            &self.finetune,
+            &content,
+            self.effort,
+            self.adapter_hash()?.as_deref(),
+        );
         let header_bytes: u64 = encoded
             .frames
             .iter()

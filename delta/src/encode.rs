@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
+use sparse_adapter::PeftAdapter;
 use sparse_codec::{
-    BlockInfo, CodecError, EncodeOptions, Method, Scratch, TablesTrainer, TensorDecoder,
-    TensorEncoder, TensorView,
+    BlockInfo, CodecError, EncodeOptions, LowRank, Method, Scratch, TablesTrainer, TensorDecoder,
+    TensorEncoder, TensorView, TrainingPair,
 };
 use sparse_store::{Model, Pair, TensorHandle};
 
@@ -34,10 +35,12 @@ pub(crate) struct Encoded {
     pub(crate) blocks: u64,
 }
 
-/// Encodes every pair into `writer`.
+/// Encodes every pair into `writer`; an adapter's updates are tried as predictions.
+#[expect(clippy::too_many_arguments, reason = "two models and where to and how")]
 pub(crate) fn encode(
     base: &Model,
     pairs: &[Pair<'_>],
+    adapter: Option<&PeftAdapter>,
     options: &EncodeOptions,
     writer: &mut PayloadWriter,
     pool: &ThreadPool,
@@ -51,6 +54,8 @@ pub(crate) fn encode(
     let mut stage = Encoding {
         pairs,
         forms: &forms,
+        adapter,
+        low_ranks: (0..pairs.len()).map(|_| None).collect(),
         wholes: (0..pairs.len()).map(|_| OnceLock::new()).collect(),
         options: options.clone(),
         scratch: Mutex::default(),
@@ -96,6 +101,9 @@ pub(crate) fn encode(
 struct Encoding<'a> {
     pairs: &'a [Pair<'a>],
     forms: &'a [(Form, Option<Form>)],
+    adapter: Option<&'a PeftAdapter>,
+    /// Low-rank predictions, as training found them.
+    low_ranks: Vec<Option<LowRank>>,
     /// Which tensors are stored nowhere, once it was found out: training asks first, encoding again.
     wholes: Vec<OnceLock<Option<Source>>>,
     options: EncodeOptions,
@@ -174,20 +182,39 @@ impl<'a> Encoding<'a> {
                 bytes += self.pairs[end].target.entry.bytes();
                 end += 1;
             }
-            pipeline::guarded(|| {
+            let (units, found) = pipeline::guarded(|| {
                 pool.install(|| {
-                    let views: Vec<_> = (start..end)
+                    let units: Vec<usize> = (start..end)
                         .into_par_iter()
                         .filter(|&unit| {
                             self.pairs[unit].base.is_some() && self.whole(unit).is_none()
                         })
-                        .filter_map(|unit| self.views(unit))
                         .collect();
-                    trainer
-                        .add_all(&views)
-                        .map_err(|error| self.failed(start, error))
+                    let candidates = units
+                        .par_iter()
+                        .map(|&unit| self.candidates(unit))
+                        .collect::<Result<Vec<_>, _>>()?;
+                    let pairs: Vec<_> = units
+                        .iter()
+                        .zip(&candidates)
+                        .filter_map(|(&unit, candidates)| {
+                            let (target, base) = self.views(unit)?;
+                            Some(TrainingPair {
+                                target,
+                                base,
+                                candidates,
+                            })
+                        })
+                        .collect();
+                    let found = trainer
+                        .add_all(&pairs)
+                        .map_err(|error| self.failed(start, error))?;
+                    Ok((units, found))
                 })
             })?;
+            for (unit, found) in units.into_iter().zip(found) {
+                self.low_ranks[unit] = found;
+            }
             for pair in &self.pairs[start..end] {
                 release(pair);
             }
@@ -197,6 +224,21 @@ impl<'a> Encoding<'a> {
         let bytes = tables.to_bytes();
         self.options.shared = Some(Arc::new(tables));
         Ok(Some(bytes))
+    }
+
+    /// The predictions that the given adapter makes of a tensor: merged at once, or rounded first.
+    fn candidates(&self, unit: usize) -> Result<Vec<LowRank>, DeltaError> {
+        let (Some(adapter), Some(pair)) = (self.adapter, self.pairs.get(unit)) else {
+            return Ok(Vec::new());
+        };
+        let base = pair.base.map_or(pair.target, |base| base);
+        let Some(module) = adapter.module_of(base.name()) else {
+            return Ok(Vec::new());
+        };
+        [false, true]
+            .into_iter()
+            .map(|rounded| Ok(adapter.prediction(module, base.shape(), rounded)?))
+            .collect()
     }
 
     fn failed(&self, unit: usize, source: CodecError) -> DeltaError {
@@ -239,8 +281,14 @@ impl<'a> Stage for Encoding<'a> {
                 release_pair(pair, bytes);
             }
         };
-        let encoder = TensorEncoder::watched(target, base, &self.options, &seen)
-            .map_err(|error| self.failed(unit, error))?;
+        let encoder = TensorEncoder::watched(
+            target,
+            base,
+            self.low_ranks.get(unit).and_then(Option::as_ref),
+            &self.options,
+            &seen,
+        )
+        .map_err(|error| self.failed(unit, error))?;
         let shape = base.map(|b| (b.dtype, b.shape));
         let decoder = TensorDecoder::new(
             target.dtype,

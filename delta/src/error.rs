@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sparse_adapter::AdapterError;
 use sparse_codec::CodecError;
 use sparse_store::{ErrorKind, StoreError};
 
@@ -102,6 +103,10 @@ pub enum DeltaError {
         source: CodecError,
     },
 
+    /// An adapter that cannot be read or used.
+    #[error(transparent)]
+    Adapter(AdapterError),
+
     /// Models, files and remote places.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -118,6 +123,16 @@ pub enum DeltaError {
     },
 }
 
+impl From<AdapterError> for DeltaError {
+    fn from(error: AdapterError) -> Self {
+        match error {
+            AdapterError::Store(error) => Self::Store(error),
+            AdapterError::Write { path, source } => Self::io("write", path, source),
+            error => Self::Adapter(error),
+        }
+    }
+}
+
 impl DeltaError {
     /// The exit code of a process that ends with this error: 1 failed, 2 usage, 4 wrong base, 5 corrupt or hostile input,
     /// 6 not found, 130 interrupted.
@@ -130,6 +145,7 @@ impl DeltaError {
             Self::Corrupt { .. } | Self::Version { .. } => 5,
             Self::Cancelled => 130,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 6,
+            Self::Adapter(_) => 2,
             Self::Io { .. } | Self::Codec { .. } | Self::Internal { .. } => 1,
             Self::Store(error) => match error.kind() {
                 ErrorKind::Usage | ErrorKind::Exists => 2,

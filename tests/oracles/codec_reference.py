@@ -5,7 +5,9 @@
 BASE is a file with the base tensor's bytes; SHAPE is like 4x7 (empty for a scalar). Blocks of method 4 need `zstandard`.
 """
 
+import struct
 import sys
+from fractions import Fraction
 
 # Name, bits, then exponent and mantissa bits of the floats the codec orders as numbers. A dtype's number is its place, from 1.
 DTYPES = [
@@ -75,8 +77,8 @@ class Bits:
 
 
 class Model:
-    def __init__(self, zero=1 << 15, seen=0):
-        self.zero, self.seen = zero, seen
+    def __init__(self, zero=1 << 15, seen=0, most=4):
+        self.zero, self.seen, self.most = zero, seen, most
 
 
 def mostly_zero():
@@ -108,7 +110,7 @@ class RangeDecoder:
         rate = 1 + model.seen
         model.zero += -(model.zero >> rate) if one else (65536 - model.zero) >> rate
         model.zero = min(max(model.zero, 64), 65536 - 64)
-        model.seen = min(model.seen + 1, 4)
+        model.seen = min(model.seen + 1, model.most)
         return one
 
     def number(self, model):
@@ -161,7 +163,7 @@ def read_steps(data, count):
 class Tables:
     """Frequency tables and the map from contexts to them."""
 
-    def __init__(self, data):
+    def __init__(self, data, layers=1):
         self.precision = data.byte()
         check(9 <= self.precision <= 12, "precision")
         first = data.varint()
@@ -170,7 +172,7 @@ class Tables:
         coder = RangeDecoder(data.take(data.varint()))
         cold, new, last = mostly_zero(), mostly_zero(), 0
         self.map = []
-        for _ in range(CONTEXTS):
+        for _ in range(CONTEXTS * layers):
             if coder.bit(cold):
                 self.map.append(0)
                 continue
@@ -257,16 +259,19 @@ class Tensor:
         check(elements * bits % 8 == 0, "half a byte")
         self.words = elements * bits // 8 // self.width
         self.common, self.base = self.predict(name, bits, shape, base)
-        self.header = None
+        self.header, self.classes = None, [(0, False)] * self.common
         if header:
             data = Bytes(header)
             flags, strip, self.row = data.byte(), data.byte(), data.varint()
-            check(flags in (1, 3), "shared tables are not in the buffer")
+            check(flags in (1, 3, 5, 10, 12), "shared tables are not in the buffer")
             self.strip = 1 << strip
             if flags & 2:
                 self.shift(read_steps(data, 1 << min(self.layout[1], 8)))
-            self.scales = read_scales(data, -(-self.common // self.row))
-            self.header = Tables(data)
+            if flags & 4:
+                self.update(Bytes(data.take(data.varint())), shape)
+            if not flags & 8:
+                self.scales = read_scales(data, -(-self.common // self.row))
+                self.header = Tables(data, 16 if flags & 4 else 1)
             check(not data.rest(), "the header is too long")
 
     def predict(self, name, bits, shape, base):
@@ -297,6 +302,47 @@ class Tensor:
             if 0 < word >> mantissa & (1 << exponent) - 1 < (1 << exponent) - 1:
                 step = steps[(word & (1 << mantissa) - 1) * len(steps) >> mantissa]
                 self.base[i] = word + step & (1 << 8 * self.width) - 1
+
+    def update(self, data, shape):
+        """Adds a low-rank update to the predictions; says how far each lies from where it would round to another word."""
+        cols = 1
+        for d in shape[1:]:
+            cols *= d
+        rows = self.common // cols
+        form, rank = data.byte(), data.varint()
+        check(form < 4 and 0 < rank <= 512, "form of factors")
+        number = lambda: Fraction(struct.unpack("<f", data.take(4))[0])
+        if form & 1:
+            scale = number()
+            left, right = (given(data.take(data.varint())) for _ in range(2))
+        else:
+            scale, steps = Fraction(1), [number() for _ in range(rank)]
+            coder = RangeDecoder(data.rest())
+            u = read_factor(coder, rows * rank)
+            left = [f32(u[k * rows + i] * steps[k]) for i in range(rows) for k in range(rank)]
+            right = read_factor(coder, rank * cols)
+        lowest, middle = {"BF16": (24, 150), "F16": (113, 153), "F32": (40, 166)}[self.name]
+        for at, word in enumerate(self.base):
+            i, j = divmod(at, cols)
+            total = Fraction(0)
+            for k in range(rank):
+                total = f32(left[i * rank + k] * right[k * cols + j] + total)
+            d, base = f32(scale * total), value(word, self.layout)
+            below = d is not None and (d < 0 or d == 0 and scale < 0)
+            if form & 2:
+                d = rounded(d, *self.layout)
+            y = None if base is None or d is None else f32(base + d)
+            p = None if y is None else rounded(y, *self.layout)
+            if p is None:
+                continue
+            # What rounds to zero from below is a negative zero; a sum that is zero is one where both terms are.
+            negative = p < 0 or p == 0 and (y < 0 or y == 0 and base == 0 and word >> 8 * self.width - 1 and below)
+            self.base[at] = word_of(p, negative, self.layout)
+            rest = base + d - y if self.name == "F32" else y - p
+            exponent = max(field(p), lowest)
+            distance = f32(32768 - f32(abs(rest) * Fraction(2) ** (middle - exponent)))
+            step = struct.unpack("<I", struct.pack("<f", max(distance, 0)))[0] >> 22
+            self.classes[at] = (min(max(step, 269), 284) - 269, rest < 0)
 
     def blocks(self):
         """First and last word of each block; no block holds both words with and without a base."""
@@ -333,7 +379,8 @@ class Tensor:
         exponent = 1
         if self.layout:
             exponent = max(self.base[at] >> self.layout[1] & (1 << self.layout[0]) - 1, 1)
-        return self.header.map[min(max(scale - 4 * exponent - self.header.first, 0), CONTEXTS - 1)]
+        context = min(max(scale - 4 * exponent - self.header.first, 0), CONTEXTS - 1)
+        return self.header.map[self.classes[at][0] * CONTEXTS + context]
 
     def decode_strip(self, start, end, data):
         flags = data.byte()
@@ -348,7 +395,10 @@ class Tensor:
             tokens = iter(rans(coder, 1 << (flags & 7), self.header, [t for t in tables if t]))
             for i, table in enumerate(tables):
                 if table:
-                    words[i] = move(words[i], difference(next(tokens), self.width, raw), self.width, bool(self.layout))
+                    token = next(tokens)
+                    if self.classes[start + i][1]:
+                        token = -token & 255
+                    words[i] = move(words[i], difference(token, self.width, raw), self.width, bool(self.layout))
             raw.end()
         for place, d in patches(patched, end - start):
             words[place] = move(self.base[start + place], d, self.width, bool(self.layout))
@@ -398,6 +448,79 @@ def cast(word, source, source_layout, target, layout):
     if infinite or bits > largest:
         bits = 0x7F if target == "F8_E4M3" else top << mantissa
     return sign << exponent + mantissa | bits
+
+
+# Low-rank updates: exact rational numbers, rounded where the page says so; None is what is not finite.
+
+
+def rounded(x, exponent, mantissa):
+    """To nearest, ties to even."""
+    if x is None or x == 0:
+        return x
+    low = 2 - (1 << exponent - 1)
+    size = abs(x).numerator.bit_length() - abs(x).denominator.bit_length()
+    if abs(x) < Fraction(2) ** size:
+        size -= 1
+    place = Fraction(2) ** (max(size, low) - mantissa)
+    x = round(x / place) * place
+    return x if abs(x) < Fraction(2) ** (1 << exponent - 1) else None
+
+
+def f32(x):
+    return rounded(Fraction(x), 8, 23)
+
+
+def field(x):
+    """The exponent field of an f32."""
+    return struct.unpack("<I", struct.pack("<f", x))[0] >> 23 & 255
+
+
+def value(word, layout):
+    exponent, mantissa = layout
+    bits = word >> mantissa & (1 << exponent) - 1
+    if bits == (1 << exponent) - 1:
+        return None
+    low = word & (1 << mantissa) - 1 | (1 << mantissa if bits else 0)
+    size = low * Fraction(2) ** (max(bits, 1) - (1 << exponent - 1) + 1 - mantissa)
+    return -size if word >> exponent + mantissa else size
+
+
+def word_of(x, negative, layout):
+    exponent, mantissa = layout
+    size = abs(x)
+    low = 2 - (1 << exponent - 1)
+    place = low if size < Fraction(2) ** low else size.numerator.bit_length() - size.denominator.bit_length()
+    if size and size < Fraction(2) ** place and place > low:
+        place -= 1
+    whole = int(size / Fraction(2) ** (place - mantissa))
+    bits = ((place - low) << mantissa) + whole
+    return bits | negative << exponent + mantissa
+
+
+def read_factor(coder, count):
+    length = [Model(most=6) for _ in range(23)]
+    below = [[Model(most=6) for _ in range(3)] for _ in range(23)]
+    out = []
+    for _ in range(count):
+        bits = 0
+        while bits <= 22 and coder.bit(length[bits]):
+            bits += 1
+        check(bits <= 22, "a factor's entry")
+        if not bits:
+            out.append(0)
+            continue
+        size = 1
+        for i in range(bits - 1):
+            model = below[bits][0 if i == 0 else 1 + (size & 1)] if i < 2 else Model()
+            size = size << 1 | coder.bit(model)
+        out.append(-size if coder.bit(Model()) else size)
+    return out
+
+
+def given(buffer):
+    """The values of a self-contained buffer of floats."""
+    layout = DTYPES[buffer[5] - 1][2:]
+    return [value(w, layout) for w in words_of(decode(buffer), (1 + sum(layout)) // 8)]
 
 
 def decode(buffer, base=None):
