@@ -12,5 +12,5 @@ mod writer;
 pub use config::AdapterConfig;
 pub use error::AdapterError;
 pub use layout::Layout;
-pub use peft::{CONFIG, Module, PeftAdapter};
-pub use writer::{Learned, write};
+pub use peft::{CONFIG, Module, PeftAdapter, WEIGHTS};
+pub use writer::{FILES, Learned, write};

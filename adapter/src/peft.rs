@@ -10,6 +10,8 @@ use crate::{AdapterConfig, AdapterError, Layout};
 
 /// The file with an adapter's configuration.
 pub const CONFIG: &str = "adapter_config.json";
+/// The file with its factors.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// What every key of an adapter begins with.
 const PREFIX: &str = "base_model.model.";
 /// A configuration this large is not one.

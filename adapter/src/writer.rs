@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use crate::layout::transposed;
 use crate::{AdapterError, Layout};
 
+/// The files that [`write()`] makes.
+pub const FILES: [&str; 2] = [crate::CONFIG, crate::WEIGHTS];
+
 /// The learned update of one module: `left x right` is added to its weight.
 #[derive(Clone, Debug)]
 pub struct Learned {
@@ -67,7 +70,7 @@ pub fn write(
         safetensors::serialize(views, Some(metadata)).map_err(|error| failed(error.to_string()))?;
     let config = serde_json::to_vec_pretty(&config(base, task, modules))
         .map_err(|error| failed(error.to_string()))?;
-    for (name, bytes) in [("adapter_model.safetensors", file), (crate::CONFIG, config)] {
+    for (name, bytes) in [(crate::WEIGHTS, file), (crate::CONFIG, config)] {
         let path = folder.join(name);
         std::fs::write(&path, bytes).map_err(|source| AdapterError::Write { path, source })?;
     }

@@ -11,6 +11,7 @@ use sparse_benches::{
 };
 use sparse_codec::{
     EncodeOptions, Scratch, SharedTables, TablesTrainer, TensorDecoder, TensorEncoder, TensorView,
+    TrainingPair,
 };
 use sparse_store::{Model, pair};
 
@@ -45,7 +46,15 @@ fn encode<'a>(
     options: &EncodeOptions,
 ) -> Result<Encoded<'a>, Failure> {
     let mut trainer = TablesTrainer::new(options);
-    trainer.add_all(views)?;
+    let pairs: Vec<_> = views
+        .iter()
+        .map(|(target, base)| TrainingPair {
+            target: *target,
+            base: *base,
+            candidates: &[],
+        })
+        .collect();
+    let low_ranks = trainer.add_all(&pairs)?;
     let shared = Arc::new(trainer.finish());
     let options = EncodeOptions {
         shared: Some(shared.clone()),
@@ -53,8 +62,10 @@ fn encode<'a>(
     };
     let tensors = views
         .iter()
-        .map(|(target, base)| {
-            let encoder = TensorEncoder::new(*target, *base, &options)?;
+        .zip(&low_ranks)
+        .map(|((target, base), low_rank)| {
+            let encoder =
+                TensorEncoder::watched(*target, *base, low_rank.as_ref(), &options, &|_| ())?;
             let blocks = (0..encoder.blocks())
                 .into_par_iter()
                 .map_init(Scratch::default, |scratch, block| {

@@ -87,6 +87,8 @@ pub(crate) enum Device {
 pub(crate) enum Command {
     /// Store a fine-tuned model as the lossless delta of its base
     Compress(Compress),
+    /// Find the adapter that was merged into a model
+    Unmerge(Unmerge),
     /// Rebuild a fine-tuned model from its base and its delta, byte for byte
     Reconstruct(Reconstruct),
     /// Show what a fine-tune changed, tensor by tensor
@@ -112,6 +114,7 @@ pub(crate) enum Command {
 Examples:
   sparse compress examples/models/base examples/models/sft -o sft-delta
   sparse compress org/base ./my-finetune -o s3://bucket/deltas/my-finetune
+  sparse compress org/base ./merged --adapter ./my-lora -o merged-delta
   sparse compress org/base ./my-finetune --dry-run --json")]
 pub(crate) struct Compress {
     /// The base model
@@ -124,10 +127,35 @@ pub(crate) struct Compress {
     /// How hard to try: fast, default or max
     #[arg(long, default_value_t = Effort::Default)]
     pub(crate) effort: Effort,
+    /// A PEFT adapter that was merged into the base to make the fine-tune: its updates are tried as predictions
+    #[arg(long, value_name = "ADAPTER")]
+    pub(crate) adapter: Option<String>,
     /// Compute everything, write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Replace another delta at the output. Nothing but a delta is ever replaced
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+/// `sparse unmerge`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sparse unmerge examples/models/base examples/models/lora-merged -o adapter
+  sparse unmerge org/base ./merged --dry-run --json")]
+pub(crate) struct Unmerge {
+    /// The base model
+    pub(crate) base: String,
+    /// The model with the adapter in it
+    pub(crate) merged: String,
+    /// The folder the adapter goes to, as PEFT stores adapters
+    #[arg(short, long, required_unless_present = "dry_run")]
+    pub(crate) output: Option<String>,
+    /// Find the adapter and say how exact it is, write nothing
+    #[arg(long, conflicts_with = "output")]
+    pub(crate) dry_run: bool,
+    /// Replace another adapter at the output. Nothing but an adapter is ever replaced
     #[arg(long)]
     pub(crate) overwrite: bool,
 }

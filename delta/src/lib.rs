@@ -2,7 +2,8 @@
 //!
 //! An artifact is a folder: `manifest.json` (what it is; written last), `tensors.parquet` (where every block is) and
 //! `payload-*.bin` (the blocks). `FORMAT.md` specifies it. [`Compress`] makes one from a base and a fine-tune,
-//! [`Reconstruct`] makes the fine-tune's files again, byte for byte; [`Verify`], [`Info`] and [`Diff`] look.
+//! [`Reconstruct`] makes the fine-tune's files again, byte for byte; [`Verify`], [`Info`] and [`Diff`] look. [`Unmerge`] finds the
+//! adapter that was merged into a model.
 //!
 //! Whatever writes does so under a temporary name and becomes visible in one step; dropping or cancelling it leaves
 //! nothing. Memory is bounded whatever the size of the model.
@@ -27,6 +28,7 @@ mod reconstruct;
 mod report;
 mod residency;
 mod tensor;
+mod unmerge;
 mod verify;
 
 pub use compress::{Compress, StagedDelta};
@@ -44,4 +46,5 @@ pub use report::{
     ArtifactInfo, Check, CompressMetrics, CompressOutcome, FileReport, ReconstructMetrics,
     ReconstructOutcome, Status, TensorReport,
 };
+pub use unmerge::{StagedAdapter, Unmerge, UnmergeOutcome, UnmergedTensor};
 pub use verify::Verify;

@@ -6,6 +6,7 @@
     reason = "a failed step is a failed test"
 )]
 
+mod adapters;
 mod bounded;
 mod cli;
 mod dependencies;

@@ -22,6 +22,9 @@ pub(super) async fn run(args: &Compress, context: &Context) -> Result<u8, Failur
         .open_options(context.open_options(&bar))
         .progress(bar.callback())
         .cancel(context.cancel());
+    if let Some(adapter) = &args.adapter {
+        compress = compress.adapter(adapter);
+    }
     if let Some(output) = &args.output {
         compress = compress.output(output);
     }

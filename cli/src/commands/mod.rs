@@ -7,6 +7,7 @@ mod features;
 mod info;
 mod reconstruct;
 mod sql;
+mod unmerge;
 mod verify;
 
 use std::io::Write as _;
@@ -21,6 +22,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
     let context = Context::new(cli.global, Interrupt::listen()?)?;
     match &cli.command {
         Command::Compress(args) => compress::run(args, &context).await,
+        Command::Unmerge(args) => unmerge::run(args, &context).await,
         Command::Reconstruct(args) => reconstruct::run(args, &context).await,
         Command::Diff(args) => diff::run(args, &context).await,
         Command::Info(args) => info::run(args, &context).await,

@@ -1,6 +1,6 @@
 //! Whether a low-rank prediction pays, of which rank, and how finely its factors are kept: all by what they cost.
 
-use std::ops::Range;
+use std::{collections::VecDeque, ops::Range};
 
 use rayon::prelude::*;
 
@@ -29,6 +29,8 @@ const STEPS_UNMERGE: usize = 400;
 /// Share of weights outside their intervals at which an update counts as exactly low-rank, and at which it is good enough.
 const EXACT: f64 = 0.04;
 const GOAL: f64 = 0.0005;
+/// Share after a few steps that no number of steps makes small.
+const HOPELESS: f64 = 0.15;
 /// Steps that fit the left factor to the quantised right one.
 const REFITS: usize = 12;
 /// Words by which costs are judged.
@@ -491,17 +493,29 @@ pub fn unmerge(
     }
     let Some(rank) = rank else { return Ok(None) };
     let mut best: Option<(Pair, f64)> = None;
-    for rank in ranks(&spectrum, rank) {
+    let mut tried = Vec::new();
+    let mut ranks = VecDeque::from(ranks(&spectrum, rank));
+    while let Some(rank) = ranks.pop_front() {
+        if tried.contains(&rank) || rank == 0 || rank > spectrum.sigmas.len() {
+            continue;
+        }
+        tried.push(rank);
         let start = spectrum.pair.truncated(rank);
+        let (start, outside) = solve::approach(&gap, start, STEPS_ROUGH, 0.0)?;
+        if outside > HOPELESS {
+            continue;
+        }
         let found = solve::approach(&gap, start, STEPS_UNMERGE, 0.0)?;
         if best.as_ref().is_none_or(|b| found.1 < b.1) {
             best = Some(found);
+            // Noise may hide a dimension, or look like one.
+            ranks.extend([rank + 1, rank - 1]);
         }
-        if best.as_ref().is_some_and(|b| b.1 < EXACT) {
+        if best.as_ref().is_some_and(|b| b.1 < 4.0 * GOAL) {
             break;
         }
     }
-    let Some((pair, _)) = best else {
+    let Some((pair, _)) = best.filter(|(_, outside)| *outside <= EXACT) else {
         return Ok(None);
     };
     let (mut pair, sigmas) = solve::singular(&pair);

@@ -6,6 +6,7 @@ mod sparse_features;
 mod sparse_info;
 mod sparse_reconstruct;
 mod sparse_tensors;
+mod sparse_unmerge;
 mod sparse_verify;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Arc<dyn SparseFunction>> {
         Arc::new(sparse_info::SparseInfo),
         Arc::new(sparse_reconstruct::SparseReconstruct),
         Arc::new(sparse_tensors::SparseTensors),
+        Arc::new(sparse_unmerge::SparseUnmerge),
         Arc::new(sparse_verify::SparseVerify),
     ]
 }

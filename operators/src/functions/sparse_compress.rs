@@ -36,6 +36,11 @@ static SPEC: Spec = Spec {
             None,
             "How hard to try; the session's sparse.effort where it is not given.",
         ),
+        Parameter::optional(
+            "adapter",
+            "A PEFT adapter (a path, URL or Hub id) that was merged into the base: its updates are tried as predictions, and \
+             kept in the artifact where they pay.",
+        ),
         Parameter::flag("dry_run", "Compute everything, write nothing."),
         Parameter::flag(
             "overwrite",
@@ -64,7 +69,7 @@ static SPEC: Spec = Spec {
         Column::new(
             "predictor",
             Type::Text,
-            "What predicts it: none, base, cast, ...",
+            "What predicts it: none, base, cast, scaled (weight decay), low_rank or adapter.",
         ),
         Column::new(
             "method",
@@ -134,6 +139,9 @@ impl Writer for SparseCompress {
             .overwrite(options.flag("overwrite"))
             .open_options(request.config.open_options())
             .cancel(cancel);
+        if let Some(adapter) = options.text("adapter") {
+            compress = compress.adapter(adapter);
+        }
         if let Some(output) = inputs.get(2).and_then(Option::as_deref) {
             compress = compress.output(output);
         }
