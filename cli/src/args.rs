@@ -124,7 +124,8 @@ pub(crate) struct Compress {
     /// Where the delta goes: a folder or an object-store URL. Default: its key, in the delta store
     #[arg(short, long)]
     pub(crate) output: Option<String>,
-    /// How hard to try: fast, default or max
+    /// How hard to try: fast (the base alone), default (merged adapters are found), max (low-rank predictions of
+    /// full fine-tunes too, at some megabytes a second)
     #[arg(long, default_value_t = Effort::Default)]
     pub(crate) effort: Effort,
     /// A PEFT adapter that was merged into the base to make the fine-tune: its updates are tried as predictions

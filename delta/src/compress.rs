@@ -558,11 +558,6 @@ impl Job {
             effort: self.effort,
             ..EncodeOptions::default()
         };
-        let ticker = Ticker::new(
-            self.progress.clone(),
-            "compressing",
-            self.finetune.weight_bytes(),
-        );
         let quiet = Ticker::new(None, "", 0);
         // One thread hashes the fine-tune, one the base (on the pool), while the pool encodes.
         let (weights, fingerprint, encoded) = std::thread::scope(|scope| {
@@ -586,7 +581,7 @@ impl Job {
                         &mut writer,
                         pool,
                         &self.stop,
-                        &ticker,
+                        &self.progress,
                     )?;
                     Ok((carried, headers, encoded, before))
                 });
@@ -601,7 +596,6 @@ impl Job {
             carried: carried.iter().map(|c| c.sha256.clone()).collect(),
         };
         let fingerprint = fingerprint?;
-        ticker.finish();
         let payloads = writer.finish()?;
         let (index, rows) = index::write(&encoded.tensors)?;
         let tensors: Vec<TensorReport> = encoded.tensors.iter().map(TensorReport::new).collect();

@@ -19,12 +19,12 @@ use crate::payload::PayloadWriter;
 use crate::pipeline::{self, Sink, Stage};
 use crate::progress::{Stop, Ticker};
 use crate::tensor::{Form, base_ref};
-use crate::{DeltaError, blobs};
+use crate::{DeltaError, Progress, blobs};
 
 /// Bytes compared at a time when a tensor may equal its base.
 const COMPARE: usize = 4 << 20;
-/// Bytes of tensors whose statistics are gathered at a time.
-const TRAIN: u64 = 256 << 20;
+/// Bytes of tensors whose statistics and predictions are found at a time.
+const TRAIN: u64 = 64 << 20;
 
 /// What the encoding of all tensors leaves, beside the blocks in the payload.
 pub(crate) struct Encoded {
@@ -45,7 +45,7 @@ pub(crate) fn encode(
     writer: &mut PayloadWriter,
     pool: &ThreadPool,
     stop: &Stop,
-    ticker: &Ticker,
+    progress: &Option<Progress>,
 ) -> Result<Encoded, DeltaError> {
     let forms: Vec<(Form, Option<Form>)> = pairs
         .iter()
@@ -61,12 +61,15 @@ pub(crate) fn encode(
         scratch: Mutex::default(),
         buffers: Mutex::default(),
     };
-    let trained = stage.train(pool, stop)?;
+    let bytes = pairs.iter().map(|pair| pair.target.entry.bytes()).sum();
+    let ticker = Ticker::new(progress.clone(), "looking for predictions", bytes);
+    let trained = stage.train(pool, stop, &ticker)?;
+    let ticker = Ticker::new(progress.clone(), "compressing", bytes);
     let mut sink = Writing {
         base,
         stage: &stage,
         writer,
-        ticker,
+        ticker: &ticker,
         tensors: Vec::with_capacity(pairs.len()),
         frame: Vec::new(),
         frames: Vec::new(),
@@ -75,6 +78,7 @@ pub(crate) fn encode(
     };
     pipeline::run(pool, &stage, &mut sink, stop)?;
     sink.close_frame()?;
+    ticker.finish();
     let Writing {
         tensors,
         frames,
@@ -172,7 +176,12 @@ impl<'a> Encoding<'a> {
     }
 
     /// Gathers the tables that all tensors share. Reads a sample of each tensor.
-    fn train(&mut self, pool: &ThreadPool, stop: &Stop) -> Result<Option<Vec<u8>>, DeltaError> {
+    fn train(
+        &mut self,
+        pool: &ThreadPool,
+        stop: &Stop,
+        ticker: &Ticker,
+    ) -> Result<Option<Vec<u8>>, DeltaError> {
         let mut trainer = TablesTrainer::new(&self.options);
         let mut start = 0;
         while start < self.pairs.len() {
@@ -218,6 +227,7 @@ impl<'a> Encoding<'a> {
             for pair in &self.pairs[start..end] {
                 release(pair);
             }
+            ticker.add(bytes);
             start = end;
         }
         let tables = trainer.finish();

@@ -179,19 +179,28 @@ impl DeltaManifest {
     /// that they count the manifest itself.
     pub(crate) fn sealed(&mut self, others: u64) -> Result<Vec<u8>, DeltaError> {
         let mut length = 0_u64;
-        // The length changes the digits of the sizes, which change the length: a few rounds settle it.
-        for _ in 0..8 {
+        // The length changes the digits of the sizes, which change the length: a few rounds settle it, or lead in a circle.
+        for round in 0..9 {
             self.artifact_bytes = others + length;
             self.compression_ratio =
                 round4(self.original_bytes as f64 / self.artifact_bytes.max(1) as f64);
             self.seal = seal_of(&to_value(self)?)?;
-            let bytes = pretty(self)?;
-            if bytes.len() as u64 == length {
+            let mut bytes = pretty(self)?;
+            let found = bytes.len() as u64;
+            if found == length {
                 return Ok(bytes);
             }
-            length = bytes.len() as u64;
+            if round == 8 && found < length {
+                // Out of the circle: space at the end makes up for the digits that are not there.
+                bytes.resize(usize::try_from(length).unwrap_or(bytes.len()), b' ');
+                return Ok(bytes);
+            }
+            // The last round has room for all the digits there can be.
+            length = if round == 7 { found + 32 } else { found };
         }
-        pretty(self)
+        Err(DeltaError::internal(
+            "the manifest's length does not settle",
+        ))
     }
 
     /// Reads and checks a manifest: version first, then the seal, then every number and path against the others.
@@ -447,6 +456,21 @@ pub(crate) mod tests {
             original_bytes: 1005,
             artifact_bytes: 0,
             seal: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_size_counts_the_manifest_itself_whatever_its_digits() {
+        let mut manifest = sample();
+        for others in 0..4000_u64 {
+            manifest.original_bytes = 1_780_000 + others * 17;
+            let bytes = manifest.sealed(100_000 + others).unwrap();
+            assert_eq!(
+                manifest.artifact_bytes,
+                100_000 + others + bytes.len() as u64
+            );
+            let read: DeltaManifest = serde_json::from_slice(&bytes).unwrap();
+            assert_eq!(read, manifest);
         }
     }
 

@@ -351,7 +351,12 @@ pub(crate) fn cheapest(
     let mut best = None;
     let mut least = residual(analysis, None, effort)?;
     for candidate in candidates {
-        let cost = candidate.size() as f64 * 8.0 + residual(analysis, Some(candidate), effort)?;
+        let left = match residual(analysis, Some(candidate), effort) {
+            // Of too large a rank for this tensor: no header can hold it.
+            Err(CodecError::Corrupt { .. }) => continue,
+            other => other?,
+        };
+        let cost = candidate.size() as f64 * 8.0 + left;
         if cost < least {
             (best, least) = (Some(candidate), cost);
         }

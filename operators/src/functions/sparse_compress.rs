@@ -34,7 +34,9 @@ static SPEC: Spec = Spec {
             "effort",
             &["fast", "default", "max"],
             None,
-            "How hard to try; the session's sparse.effort where it is not given.",
+            "How hard to try; the session's sparse.effort where it is not given. fast: the base alone, from a small sample; \
+             default: merged adapters are found and used as predictions; max: updates that are only roughly of low rank too, and \
+             more contexts, at some megabytes a second.",
         ),
         Parameter::optional(
             "adapter",
