@@ -5,6 +5,8 @@ use nalgebra::{Cholesky, DMatrix, SymmetricEigen};
 
 /// Long columns that are made `f64` at a time.
 const PANEL: usize = 256;
+/// A column is made orthogonal once more where less than this share of it is left.
+const SHORT: f64 = 1e-3;
 
 /// A matrix as it lies in memory.
 #[derive(Clone, Copy)]
@@ -168,25 +170,54 @@ impl Tall {
     /// An orthonormal basis of the columns' space less the `spaces` of orthonormal columns. Directions that are only rounding
     /// errors are left out, so it may be narrower.
     pub(crate) fn orthonormal(mut self, spaces: &[Self]) -> Self {
-        // Twice, for the first leaves rounding errors as large as what it took away.
         for round in 0..2 {
+            let before = self.longest();
             for space in spaces {
                 self.project_out(space);
             }
             let gram = self.gram(&self);
-            let root = inverse_root(&gram).unwrap_or_else(|| {
-                let (values, vectors) = eigen(gram);
-                let least = values.first().copied().unwrap_or(0.0) * if round == 0 { 1e-11 } else { 1e-3 };
-                let kept = values.iter().take_while(|v| **v > least && **v > 0.0).count();
-                let mut root = vectors.columns(0, kept).into_owned();
-                for (mut column, value) in root.column_iter_mut().zip(&values) {
-                    column /= value.sqrt();
+            let shortest = match inverse_root(&gram) {
+                Some(root) => {
+                    self = self.times(&root);
+                    // Its diagonal's inverse is what each column adds to those before it.
+                    root.diagonal()
+                        .iter()
+                        .map(|x| x.recip())
+                        .fold(f64::INFINITY, f64::min)
                 }
-                root
-            });
-            self = self.times(&root);
+                None => {
+                    let (values, vectors) = eigen(gram);
+                    let share = if round == 0 { 1e-11 } else { 1e-3 };
+                    let least = values.first().copied().unwrap_or(0.0) * share;
+                    let kept = values
+                        .iter()
+                        .take_while(|v| **v > least && **v > 0.0)
+                        .count();
+                    let mut root = vectors.columns(0, kept).into_owned();
+                    for (mut column, value) in root.column_iter_mut().zip(&values) {
+                        column /= value.sqrt();
+                    }
+                    self = self.times(&root);
+                    0.0
+                }
+            };
+            // Where little was left, it holds rounding errors of what was taken away: once more.
+            if shortest > SHORT * before {
+                break;
+            }
         }
         self
+    }
+
+    /// The length of the longest column.
+    fn longest(&self) -> f64 {
+        let mut squares = vec![0f64; self.width];
+        for row in self.data.chunks_exact(self.width.max(1)) {
+            for (sum, x) in squares.iter_mut().zip(row) {
+                *sum += f64::from(*x) * f64::from(*x);
+            }
+        }
+        squares.into_iter().fold(0.0, f64::max).sqrt()
     }
 
     /// The first `width` columns.
@@ -232,11 +263,21 @@ pub(crate) fn eigen(matrix: DMatrix<f64>) -> (Vec<f64>, DMatrix<f64>) {
     let mut vectors = DMatrix::zeros(n, n);
     for (to, from) in order.iter().enumerate() {
         let column = found.eigenvectors.column(*from);
-        let largest = column.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs()));
-        let sign = if largest.unwrap_or(0.0) < 0.0 { -1.0 } else { 1.0 };
+        let largest = column
+            .iter()
+            .copied()
+            .max_by(|a, b| a.abs().total_cmp(&b.abs()));
+        let sign = if largest.unwrap_or(0.0) < 0.0 {
+            -1.0
+        } else {
+            1.0
+        };
         vectors.set_column(to, &(column * sign));
     }
-    let values = order.iter().map(|i| found.eigenvalues[*i].max(0.0)).collect();
+    let values = order
+        .iter()
+        .map(|i| found.eigenvalues[*i].max(0.0))
+        .collect();
     (values, vectors)
 }
 

@@ -47,6 +47,8 @@ pub(crate) struct Ritz {
     pub(crate) left: Tall,
     /// Orthogonal columns, as long as the singular values.
     pub(crate) right: Tall,
+    /// All values that the space gives, those beyond the rank too.
+    pub(crate) all: Vec<f64>,
 }
 
 struct Part {
@@ -135,7 +137,11 @@ impl<'s, S: Source + ?Sized> Krylov<'s, S> {
                 let (values, vectors) = eigen(square);
                 let rank = rank.min(values.len());
                 let chosen = &root * vectors.columns(0, rank);
-                (values, combine(&self.left, &chosen), combine(&self.back, &chosen))
+                (
+                    values,
+                    combine(&self.left, &chosen),
+                    combine(&self.back, &chosen),
+                )
             }
             None => {
                 // Directions that are nearly nothing: from the right space alone, which divides by nothing.
@@ -149,7 +155,11 @@ impl<'s, S: Source + ?Sized> Krylov<'s, S> {
                     by_length.column_mut(i).unscale_mut(value.sqrt());
                     lengths.column_mut(i).scale_mut(value.sqrt());
                 }
-                (values, combine(&self.left, &by_length), combine(&self.right, &lengths))
+                (
+                    values,
+                    combine(&self.left, &by_length),
+                    combine(&self.right, &lengths),
+                )
             }
         };
         let (values, left, mut right) = found;
@@ -157,14 +167,15 @@ impl<'s, S: Source + ?Sized> Krylov<'s, S> {
         for x in &mut right.data {
             *x *= unscale;
         }
+        let all: Vec<f64> = values
+            .iter()
+            .map(|v| v.sqrt() * f64::from(unscale))
+            .collect();
         Ritz {
-            sigmas: values
-                .iter()
-                .take(left.width)
-                .map(|v| v.sqrt() * f64::from(unscale))
-                .collect(),
+            sigmas: all[..left.width].to_vec(),
             left,
             right,
+            all,
         }
     }
 }
@@ -194,7 +205,8 @@ fn grams(blocks: &[Tall]) -> DMatrix<f64> {
         for b in &blocks[i..] {
             let gram = a.gram(b);
             all.view_mut((row, col), gram.shape()).copy_from(&gram);
-            all.view_mut((col, row), (b.width, a.width)).tr_copy_from(&gram);
+            all.view_mut((col, row), (b.width, a.width))
+                .tr_copy_from(&gram);
             col += b.width;
         }
         row += a.width;
@@ -203,7 +215,10 @@ fn grams(blocks: &[Tall]) -> DMatrix<f64> {
 }
 
 fn beside(a: &Tall, b: &Tall) -> Tall {
-    let rows = a.data.chunks_exact(a.width.max(1)).zip(b.data.chunks_exact(b.width.max(1)));
+    let rows = a
+        .data
+        .chunks_exact(a.width.max(1))
+        .zip(b.data.chunks_exact(b.width.max(1)));
     Tall {
         width: a.width + b.width,
         data: rows.flat_map(|(a, b)| a.iter().chain(b)).copied().collect(),
@@ -277,7 +292,11 @@ fn look(source: &(impl Source + ?Sized)) -> Result<Seen, SvdError> {
 pub(crate) fn squares(values: &[f32]) -> f64 {
     let mut lanes = [0f64; 8];
     let chunks = values.chunks_exact(8);
-    let rest: f64 = chunks.remainder().iter().map(|x| f64::from(*x).powi(2)).sum();
+    let rest: f64 = chunks
+        .remainder()
+        .iter()
+        .map(|x| f64::from(*x).powi(2))
+        .sum();
     for chunk in chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
             *lane += f64::from(*x) * f64::from(*x);
@@ -304,7 +323,8 @@ fn pass(
             };
             for (number, first) in range.clone().step_by(ROWS).enumerate() {
                 let rows = first..range.end.min(first + ROWS);
-                let left = &mut part.left[number * ROWS * packed.width..][..rows.len() * packed.width];
+                let left =
+                    &mut part.left[number * ROWS * packed.width..][..rows.len() * packed.width];
                 tile.read(source, rows, scale)?;
                 tile.times(&packed, left);
                 tile.transposed_times(left, packed.width, &mut part.back);

@@ -60,7 +60,11 @@ impl Rank {
                     sum += s * s;
                     sum >= share * energy
                 });
-                if share <= 0.0 { Some(0) } else { reached.map(|at| at + 1) }
+                if share <= 0.0 {
+                    Some(0)
+                } else {
+                    reached.map(|at| at + 1)
+                }
             }
         };
         let most = self.most();

@@ -119,10 +119,26 @@ impl Tile {
         #[cfg(target_arch = "x86_64")]
         if avx2::available() {
             // SAFETY: the CPU has AVX2 and FMA.
-            unsafe { avx2::times(&self.data[start..], self.stride, self.rows, panel, out, width) };
+            unsafe {
+                avx2::times(
+                    &self.data[start..],
+                    self.stride,
+                    self.rows,
+                    panel,
+                    out,
+                    width,
+                )
+            };
             return;
         }
-        portable::times(&self.data[start..], self.stride, self.rows, panel, out, width);
+        portable::times(
+            &self.data[start..],
+            self.stride,
+            self.rows,
+            panel,
+            out,
+            width,
+        );
     }
 
     /// `sums += tile^T x left`: `left` has `width` numbers (whole panels) for each row, `sums` as many for each column.
@@ -137,10 +153,26 @@ impl Tile {
         if avx2::available() {
             // SAFETY: the CPU has AVX2 and FMA.
             unsafe {
-                avx2::transposed_times(&self.data, self.stride, self.rows, self.cols, left, width, sums);
+                avx2::transposed_times(
+                    &self.data,
+                    self.stride,
+                    self.rows,
+                    self.cols,
+                    left,
+                    width,
+                    sums,
+                );
             };
             return;
         }
-        portable::transposed_times(&self.data, self.stride, self.rows, self.cols, left, width, sums);
+        portable::transposed_times(
+            &self.data,
+            self.stride,
+            self.rows,
+            self.cols,
+            left,
+            width,
+            sums,
+        );
     }
 }
