@@ -7,6 +7,10 @@ use nalgebra::{Cholesky, DMatrix, SymmetricEigen};
 const PANEL: usize = 256;
 /// A column is made orthogonal once more where less than this share of it is left.
 const SHORT: f64 = 1e-3;
+/// What a column of `f32` must at least add to those before it, as a share of the longest.
+pub(crate) const LEAST: f64 = 1e-4;
+/// Rounds in which a block becomes orthogonal.
+const ROUNDS: usize = 4;
 
 /// A matrix as it lies in memory.
 #[derive(Clone, Copy)]
@@ -170,25 +174,33 @@ impl Tall {
     /// An orthonormal basis of the columns' space less the `spaces` of orthonormal columns. Directions that are only rounding
     /// errors are left out, so it may be narrower.
     pub(crate) fn orthonormal(mut self, spaces: &[Self]) -> Self {
-        for round in 0..2 {
+        // The first round may leave little of a column, most of that rounding errors of what was taken away; the next ones begin
+        // with columns of length one, of which those that are such errors vanish.
+        for round in 0..ROUNDS {
+            let (least, enough) = if round == 0 {
+                (LEAST, SHORT)
+            } else {
+                (0.03, 0.5)
+            };
             let before = self.longest();
             for space in spaces {
                 self.project_out(space);
             }
             let gram = self.gram(&self);
-            let shortest = match inverse_root(&gram) {
+            let shortest = match inverse_root(&gram, least) {
                 Some(root) => {
                     self = self.times(&root);
                     // Its diagonal's inverse is what each column adds to those before it.
-                    root.diagonal()
+                    let added = root
+                        .diagonal()
                         .iter()
                         .map(|x| x.recip())
-                        .fold(f64::INFINITY, f64::min)
+                        .fold(f64::INFINITY, f64::min);
+                    added / before
                 }
                 None => {
                     let (values, vectors) = eigen(gram);
-                    let share = if round == 0 { 1e-11 } else { 1e-3 };
-                    let least = values.first().copied().unwrap_or(0.0) * share;
+                    let least = values.first().copied().unwrap_or(0.0) * least * least * 1e-3;
                     let kept = values
                         .iter()
                         .take_while(|v| **v > least && **v > 0.0)
@@ -201,8 +213,7 @@ impl Tall {
                     0.0
                 }
             };
-            // Where little was left, it holds rounding errors of what was taken away: once more.
-            if shortest > SHORT * before {
+            if shortest > enough {
                 break;
             }
         }
@@ -231,15 +242,12 @@ impl Tall {
     }
 }
 
-/// `R^-1` of `gram = R^T R`, where the matrix is far enough from singular for columns of `f32`.
-pub(crate) fn inverse_root(gram: &DMatrix<f64>) -> Option<DMatrix<f64>> {
+/// `R^-1` of `gram = R^T R`, where each column adds at least a share of the longest to those before it.
+pub(crate) fn inverse_root(gram: &DMatrix<f64>, least: f64) -> Option<DMatrix<f64>> {
     let lower = Cholesky::new(gram.clone())?.unpack();
     let diagonal = lower.diagonal();
-    // The last columns' share of themselves that is not in the span of those before, far above f32's rounding errors.
-    let safe = diagonal
-        .iter()
-        .zip(gram.diagonal().iter())
-        .all(|(d, g)| *d > 1e-4 * g.sqrt() && d.is_finite());
+    let largest = diagonal.iter().copied().fold(0.0, f64::max);
+    let safe = diagonal.iter().all(|d| *d > least * largest);
     if !safe || diagonal.is_empty() {
         return None;
     }
@@ -248,6 +256,24 @@ pub(crate) fn inverse_root(gram: &DMatrix<f64>) -> Option<DMatrix<f64>> {
         .solve_lower_triangular(&DMatrix::identity(n, n))
         .map(|inverse| inverse.transpose())
         .filter(|inverse| inverse.iter().all(|x| x.is_finite()))
+}
+
+/// An estimate of the largest singular value of a small matrix, by a few steps of the power method: hardly ever below half.
+pub(crate) fn norm(matrix: &DMatrix<f64>) -> f64 {
+    let n = matrix.ncols();
+    let mut vector = DMatrix::from_fn(n, 1, |i, _| 1.0 + (i % 7) as f64);
+    let mut found = 0.0;
+    for _ in 0..12 {
+        let length = vector.norm();
+        if length == 0.0 || !length.is_finite() {
+            break;
+        }
+        vector.unscale_mut(length);
+        let image = matrix * &vector;
+        found = image.norm();
+        vector = matrix.tr_mul(&image);
+    }
+    found
 }
 
 /// Eigenvalues of a symmetric matrix, the largest first and none below zero, and their vectors as columns. Signs are such that

@@ -8,12 +8,14 @@
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
-use crate::algebra::{Tall, eigen, inverse_root, narrow};
+use crate::algebra::{LEAST, Tall, eigen, inverse_root, narrow, norm};
 use crate::tile::{Packed, ROWS, Tile};
 use crate::{Source, SvdError};
 
 /// Parts of the rows that are worked on side by side. A fixed number, so that sums do not depend on the number of threads.
 const PARTS: usize = 8;
+/// Largest ratio of singular values in a space that is divided by.
+const LARGEST_RANGE: f64 = 200.0;
 /// Root mean squares between which products of two passes stay far from the limits of `f32`.
 const COMFORTABLE: std::ops::Range<f64> = 1e-9..1e6;
 
@@ -89,9 +91,10 @@ impl<'s, S: Source + ?Sized> Krylov<'s, S> {
         self.right.iter().map(|block| block.width).sum()
     }
 
-    /// Most dimensions that can be of use.
+    /// Most dimensions that can be of use: the rows' space, and what of the first block is not in it.
     fn limit(&self) -> usize {
-        self.source.cols().min(2 * self.source.rows())
+        let first = self.right.first().map_or(self.source.cols(), |b| b.width);
+        self.source.cols().min(self.source.rows() + first)
     }
 
     /// Adds up to `width` dimensions by one pass; none where the space holds all of the matrix already.
@@ -130,7 +133,10 @@ impl<'s, S: Source + ?Sized> Krylov<'s, S> {
     /// The best factors of at most `rank` that the space holds.
     pub(crate) fn ritz(&self, rank: usize) -> Ritz {
         let gram = grams(&self.left);
-        let found = match inverse_root(&gram) {
+        // What is divided by short columns brings the long ones' rounding errors along.
+        let root = inverse_root(&gram, LEAST)
+            .filter(|root| norm(root) * norm(&gram).sqrt() < LARGEST_RANGE);
+        let found = match root {
             Some(root) => {
                 // P = Y R^-1 is orthonormal, and P^T D = R^-T Z^T.
                 let square = root.transpose() * grams(&self.back) * &root;
@@ -312,7 +318,7 @@ fn pass(
     scale: f32,
 ) -> Result<(Tall, Tall), SvdError> {
     let (rows, cols, width) = (source.rows(), source.cols(), block.width);
-    let packed = Packed::new(&block.data, width);
+    let packed = Packed::new(&block.data, width, cols);
     let parts = parts(rows)
         .into_par_iter()
         .map(|range| {

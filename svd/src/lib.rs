@@ -19,12 +19,16 @@ mod avx2;
 mod decompose;
 mod error;
 mod krylov;
+mod measure;
 mod portable;
 mod rank;
 mod source;
+mod stored;
 mod tile;
 
 pub use decompose::{Factors, Svd};
 pub use error::SvdError;
+pub use measure::{Measured, Product, Work};
 pub use rank::{Noise, Rank, allocate};
 pub use source::{Dense, Difference, Source};
+pub use stored::{GROUP, Precision, Signs};

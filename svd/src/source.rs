@@ -75,7 +75,7 @@ impl<'a> Difference<'a> {
     /// # Errors
     /// Matrices of different sizes.
     pub fn new(base: &'a [f32], finetune: &'a [f32], cols: usize) -> Result<Self, SvdError> {
-        if base.len() != finetune.len() || cols == 0 || base.len() % cols != 0 {
+        if base.len() != finetune.len() || cols == 0 || !base.len().is_multiple_of(cols) {
             return Err(SvdError::Source {
                 what: format!(
                     "{} and {} values are no two matrices of {cols} columns",

@@ -31,8 +31,7 @@ pub(crate) struct Packed {
 
 impl Packed {
     /// `vectors` holds `width` numbers for each of `cols` columns.
-    pub(crate) fn new(vectors: &[f32], width: usize) -> Self {
-        let cols = vectors.len() / width.max(1);
+    pub(crate) fn new(vectors: &[f32], width: usize, cols: usize) -> Self {
         let padded = width.next_multiple_of(LINE);
         let mut panels = vec![0f32; cols * padded];
         for (j, row) in vectors.chunks_exact(width.max(1)).enumerate() {
@@ -79,14 +78,6 @@ impl Tile {
             }
         }
         Ok(())
-    }
-
-    /// Its rows.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = &[f32]> {
-        self.data
-            .chunks_exact(self.stride)
-            .take(self.rows)
-            .map(|row| &row[..self.cols])
     }
 
     /// Its rows, to change.
