@@ -51,7 +51,8 @@ fn tail(sigmas: &[f64], rank: usize) -> f64 {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Small matrices of every shape and rank, zero and singular ones among them, come out exactly.
+    /// Small matrices of every shape and rank, zero and singular ones among them, come out exactly but for what squares of `f32`
+    /// cannot tell from zero: a thousandth of the largest singular value.
     #[test]
     fn small_matrices_are_exact(rows in 1usize..70, cols in 1usize..70, inner in 0usize..12, rank in 0usize..20, seed in 1u64..1000) {
         let data = decaying(rows, cols, inner, 0.7, seed);
@@ -59,11 +60,11 @@ proptest! {
         let sigmas = exact(&data, cols);
         let largest = sigmas.first().copied().unwrap_or(0.0);
         for (found, right) in svd.sigmas().iter().zip(&sigmas) {
-            prop_assert!((found - right).abs() <= 1e-4 * largest, "{found} {right}");
+            prop_assert!((found - right).abs() <= 1e-3 * largest, "{found} {right}");
         }
         let measured = Measured::new(&Dense::new(&data, cols), &svd.factors()).unwrap();
         let optimum = tail(&sigmas, rank);
-        prop_assert!(measured.error <= optimum * 1.0002 + 1e-8 * measured.energy, "{} {optimum}", measured.error);
+        prop_assert!(measured.error <= optimum * 1.0002 + 1e-6 * measured.energy, "{} {optimum}", measured.error);
         // What the values say is what is left.
         let said = svd.energy() - svd.sigmas().iter().map(|s| s * s).sum::<f64>();
         prop_assert!((said - measured.error).abs() <= 1e-4 * measured.energy + 1e-12);
