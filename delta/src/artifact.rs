@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::Mutex;
 
+use crate::carried::Carrier;
 use crate::error::During;
 use crate::index::{self, Source, TensorRow};
 use crate::manifest::{INDEX, MANIFEST, MAX_MANIFEST};
@@ -106,6 +107,14 @@ impl Artifact {
             .check()
             .map_err(|problem| DeltaError::corrupt(&path, problem))?;
         Ok(artifact)
+    }
+
+    pub(crate) fn carrier(&self) -> Carrier<'_> {
+        Carrier {
+            dir: &self.dir,
+            payload: &self.payload,
+            base_id: &self.manifest.base_model_id,
+        }
     }
 
     pub(crate) fn index_path(&self) -> PathBuf {

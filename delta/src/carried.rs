@@ -7,12 +7,11 @@ use sparse_store::Model;
 use sparse_store::hash::Sha256;
 
 use crate::DeltaError;
-use crate::artifact::Artifact;
 use crate::blobs::{self, MAX_PREFIX};
 use crate::error::During;
 use crate::identity::{BaseFiles, hash_file};
 use crate::manifest::CarriedEntry;
-use crate::payload::PayloadWriter;
+use crate::payload::{PayloadReader, PayloadWriter};
 use crate::progress::{Stop, Ticker};
 
 /// Files up to this size are compressed in one go, with the base's file of the same path as prefix.
@@ -111,9 +110,18 @@ fn changed_meanwhile(path: &Path) -> DeltaError {
     )
 }
 
+/// The artifact that carried files come from.
+#[derive(Clone, Copy)]
+pub(crate) struct Carrier<'a> {
+    pub(crate) dir: &'a Path,
+    pub(crate) payload: &'a PayloadReader,
+    /// The base as the artifact names it.
+    pub(crate) base_id: &'a str,
+}
+
 /// The content of a carried file, piece by piece, checked against its SHA-256 at the end.
 pub(crate) fn restore(
-    artifact: &Artifact,
+    artifact: Carrier<'_>,
     base: &Model,
     entry: &CarriedEntry,
     target: Option<(&std::fs::File, &Path)>,
@@ -163,7 +171,7 @@ pub(crate) fn restore(
         prefix = std::fs::read(&path).during("read", &path)?;
     }
     if let Some(blob) = &entry.blob {
-        blobs::unpack_to(&artifact.payload, blob, &prefix, &mut each)?;
+        blobs::unpack_to(artifact.payload, blob, &prefix, &mut each)?;
     }
     if at != entry.size || sha.finish_hex() != entry.sha256 {
         let problem = if entry.prefix.is_some() {
@@ -185,7 +193,7 @@ pub(crate) fn restore(
 }
 
 fn base_file(
-    artifact: &Artifact,
+    artifact: Carrier<'_>,
     base: &Model,
     name: &str,
     wanted_for: &str,
@@ -199,7 +207,7 @@ fn base_file(
             ),
             remedy: format!(
                 "give the complete folder of the base model ({}), not its weights alone",
-                artifact.manifest.base_model_id
+                artifact.base_id
             ),
         }),
     }

@@ -135,18 +135,35 @@ pub(crate) fn key(
     effort: Effort,
     adapter: Option<&str>,
 ) -> String {
-    let mut hasher = blake3::Hasher::new_derive_key("sparse 2026-11 key of a delta artifact");
+    let versions = format!("{FORMAT_VERSION} {}", sparse_codec::FORMAT_VERSION);
+    let effort = effort.to_string();
+    let options = [versions.as_str(), &effort, adapter.unwrap_or("")];
+    key_of(
+        "sparse 2026-11 key of a delta artifact",
+        &options,
+        base,
+        finetune,
+        content,
+    )
+}
+
+/// The key of a kind of artifact for versions and options, the fingerprint of a base, and a fine-tune.
+pub(crate) fn key_of(
+    kind: &'static str,
+    options: &[&str],
+    base: &str,
+    finetune: &Model,
+    content: &Content,
+) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key(kind);
     let mut text = |text: &str| {
         hasher
             .update(&(text.len() as u64).to_le_bytes())
             .update(text.as_bytes());
     };
-    text(&format!(
-        "{FORMAT_VERSION} {}",
-        sparse_codec::FORMAT_VERSION
-    ));
-    text(&effort.to_string());
-    text(adapter.unwrap_or(""));
+    for option in options {
+        text(option);
+    }
     text(base);
     text(if finetune.is_single_file() {
         "file"

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::DeltaError;
+use crate::{DeltaError, seal};
 
 /// The version of the artifact format this program writes, and the latest it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -178,60 +178,20 @@ impl DeltaManifest {
     /// The manifest as stored: JSON with one space of indentation, sealed. Sets `artifact_bytes` and `compression_ratio` so
     /// that they count the manifest itself.
     pub(crate) fn sealed(&mut self, others: u64) -> Result<Vec<u8>, DeltaError> {
-        let mut length = 0_u64;
-        // The length changes the digits of the sizes, which change the length: a few rounds settle it, or lead in a circle.
-        for round in 0..9 {
-            self.artifact_bytes = others + length;
-            self.compression_ratio =
-                round4(self.original_bytes as f64 / self.artifact_bytes.max(1) as f64);
-            self.seal = seal_of(&to_value(self)?)?;
-            let mut bytes = pretty(self)?;
-            let found = bytes.len() as u64;
-            if found == length {
-                return Ok(bytes);
-            }
-            if round == 8 && found < length {
-                // Out of the circle: space at the end makes up for the digits that are not there.
-                bytes.resize(usize::try_from(length).unwrap_or(bytes.len()), b' ');
-                return Ok(bytes);
-            }
-            // The last round has room for all the digits there can be.
-            length = if round == 7 { found + 32 } else { found };
-        }
-        Err(DeltaError::internal(
-            "the manifest's length does not settle",
-        ))
+        seal::settle(self, others)
     }
 
     /// Reads and checks a manifest: version first, then the seal, then every number and path against the others.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DeltaError> {
         let corrupt = |problem: String| DeltaError::corrupt(path, problem);
-        let value: serde_json::Value = serde_json::from_slice(bytes)
-            .map_err(|error| corrupt(format!("it is not JSON ({error})")))?;
-        let version = value
-            .get("format_version")
-            .and_then(serde_json::Value::as_u64);
-        let Some(version) = version else {
-            return Err(corrupt(
-                "it has no format_version, so it is not the manifest of a delta".into(),
-            ));
-        };
-        if version > u64::from(FORMAT_VERSION) {
-            let found = u32::try_from(version).unwrap_or(u32::MAX);
-            return Err(DeltaError::Version {
-                path: path.into(),
-                found,
-                supported: FORMAT_VERSION,
-            });
+        let value = seal::value(path, bytes)?;
+        if value.get("delta_type").and_then(serde_json::Value::as_str) == Some("svd_delta") {
+            return Err(DeltaError::usage(format!(
+                "{} is that of a low-rank approximation: use `sparse svd-reconstruct` or sparse_svd_reconstruct",
+                path.display()
+            )));
         }
-        let expected = seal_of(&value)?;
-        let manifest: Self = serde_json::from_value(value)
-            .map_err(|error| corrupt(format!("a field is missing or wrong ({error})")))?;
-        if manifest.seal != expected {
-            return Err(corrupt(
-                "its content does not match its seal: it was damaged or changed by hand".into(),
-            ));
-        }
+        let manifest: Self = seal::open(path, value, FORMAT_VERSION)?;
         manifest.check().map_err(corrupt)?;
         if manifest.codec_version > sparse_codec::FORMAT_VERSION {
             return Err(DeltaError::Version {
@@ -253,20 +213,12 @@ impl DeltaManifest {
         ] {
             check_hex(what, text)?;
         }
-        for (number, payload) in self.payloads.iter().enumerate() {
-            if payload.file != payload_name(number) {
-                return Err(format!(
-                    "payload file {number} is called {:?}",
-                    payload.file
-                ));
-            }
-            check_hex("payload blake3", &payload.blake3)?;
-        }
+        check_payloads(&self.payloads)?;
         if self.index.file != INDEX {
             return Err(format!("the index is called {:?}", self.index.file));
         }
         check_hex("index blake3", &self.index.blake3)?;
-        self.check_paths()?;
+        check_paths(self.files.iter().map(|f| f.path.as_str()), &self.carried)?;
         let mut headers = 0_u64;
         let mut total = 0_u64;
         for file in &self.files {
@@ -284,22 +236,12 @@ impl DeltaManifest {
             return Err("the sizes of the headers do not add up".into());
         }
         if headers > 0 {
-            self.check_blob("headers", &self.headers)?;
+            check_blob(&self.payloads, "headers", &self.headers)?;
         }
-        for carried in &self.carried {
-            check_hex("sha256", &carried.sha256)?;
-            total = total.checked_add(carried.size).ok_or("sizes overflow")?;
-            match (&carried.same_as, &carried.blob) {
-                (Some(_), None) => {}
-                (None, Some(blob)) if blob.raw == carried.size => {
-                    self.check_blob(&carried.path, blob)?
-                }
-                (None, None) if carried.size == 0 => {}
-                _ => return Err(format!("file {:?} has no content, or two", carried.path)),
-            }
-        }
+        let carried = check_carried(&self.carried, &self.payloads)?;
+        total = total.checked_add(carried).ok_or("sizes overflow")?;
         for frame in self.frames.iter().chain(&self.tables) {
-            self.check_blob("frame", frame)?;
+            check_blob(&self.payloads, "frame", frame)?;
         }
         if total != self.original_bytes {
             return Err("the sizes of the files do not add up".into());
@@ -309,46 +251,89 @@ impl DeltaManifest {
         }
         Ok(())
     }
+}
 
-    /// Every path is relative and safe, none twice, none a folder of another.
-    fn check_paths(&self) -> Result<(), String> {
-        let mut files = HashSet::new();
-        let mut folders = HashSet::new();
-        for path in self
-            .files
-            .iter()
-            .map(|f| &f.path)
-            .chain(self.carried.iter().map(|c| &c.path))
-        {
-            sparse_store::check_relative(path).map_err(|error| error.to_string())?;
-            if !files.insert(path.as_str()) {
-                return Err(format!("path {path:?} occurs twice"));
-            }
-            folders.extend(path.match_indices('/').map(|(end, _)| &path[..end]));
-        }
-        if let Some(both) = files.intersection(&folders).next() {
-            return Err(format!("path {both:?} is a file and a folder"));
-        }
-        for path in self
-            .carried
-            .iter()
-            .flat_map(|c| c.same_as.iter().chain(&c.prefix))
-        {
-            sparse_store::check_relative(path).map_err(|error| error.to_string())?;
-        }
-        Ok(())
+impl seal::Sealed for DeltaManifest {
+    fn count(&mut self, bytes: u64) {
+        self.artifact_bytes = bytes;
+        self.compression_ratio = round4(self.original_bytes as f64 / bytes.max(1) as f64);
     }
 
-    fn check_blob(&self, what: &str, blob: &Blob) -> Result<(), String> {
-        let size = self.payloads.get(blob.payload as usize).map(|p| p.size);
-        match (size, blob.offset.checked_add(blob.size)) {
-            (Some(size), Some(end)) if end <= size && blob.size > 0 => Ok(()),
-            _ => Err(format!("{what:?} lies outside its payload file")),
-        }
+    fn seal(&mut self) -> &mut String {
+        &mut self.seal
     }
 }
 
-fn check_hex(what: &str, text: &str) -> Result<(), String> {
+/// Payload files are called as we call them, and have hashes.
+pub(crate) fn check_payloads(payloads: &[PayloadEntry]) -> Result<(), String> {
+    for (number, payload) in payloads.iter().enumerate() {
+        if payload.file != payload_name(number) {
+            return Err(format!(
+                "payload file {number} is called {:?}",
+                payload.file
+            ));
+        }
+        check_hex("payload blake3", &payload.blake3)?;
+    }
+    Ok(())
+}
+
+/// Carried files have one content each, inside the payload. Returns their bytes.
+pub(crate) fn check_carried(
+    all: &[CarriedEntry],
+    payloads: &[PayloadEntry],
+) -> Result<u64, String> {
+    let mut total = 0_u64;
+    for carried in all {
+        check_hex("sha256", &carried.sha256)?;
+        total = total.checked_add(carried.size).ok_or("sizes overflow")?;
+        match (&carried.same_as, &carried.blob) {
+            (Some(_), None) => {}
+            (None, Some(blob)) if blob.raw == carried.size => {
+                check_blob(payloads, &carried.path, blob)?;
+            }
+            (None, None) if carried.size == 0 => {}
+            _ => return Err(format!("file {:?} has no content, or two", carried.path)),
+        }
+    }
+    Ok(total)
+}
+
+/// Every path is relative and safe, none twice, none a folder of another.
+pub(crate) fn check_paths<'a>(
+    weights: impl Iterator<Item = &'a str>,
+    carried: &'a [CarriedEntry],
+) -> Result<(), String> {
+    let mut files = HashSet::new();
+    let mut folders = HashSet::new();
+    for path in weights.chain(carried.iter().map(|c| c.path.as_str())) {
+        sparse_store::check_relative(path).map_err(|error| error.to_string())?;
+        if !files.insert(path) {
+            return Err(format!("path {path:?} occurs twice"));
+        }
+        folders.extend(path.match_indices('/').map(|(end, _)| &path[..end]));
+    }
+    if let Some(both) = files.intersection(&folders).next() {
+        return Err(format!("path {both:?} is a file and a folder"));
+    }
+    for path in carried
+        .iter()
+        .flat_map(|c| c.same_as.iter().chain(&c.prefix))
+    {
+        sparse_store::check_relative(path).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+pub(crate) fn check_blob(payloads: &[PayloadEntry], what: &str, blob: &Blob) -> Result<(), String> {
+    let size = payloads.get(blob.payload as usize).map(|p| p.size);
+    match (size, blob.offset.checked_add(blob.size)) {
+        (Some(size), Some(end)) if end <= size && blob.size > 0 => Ok(()),
+        _ => Err(format!("{what:?} lies outside its payload file")),
+    }
+}
+
+pub(crate) fn check_hex(what: &str, text: &str) -> Result<(), String> {
     if text.len() == 64
         && text
             .bytes()
@@ -359,36 +344,7 @@ fn check_hex(what: &str, text: &str) -> Result<(), String> {
     Err(format!("{what} is not a hash"))
 }
 
-fn to_value(manifest: &DeltaManifest) -> Result<serde_json::Value, DeltaError> {
-    // Through text, so that numbers look the way a reader of the file sees them.
-    let text =
-        serde_json::to_vec(manifest).map_err(|error| DeltaError::internal(error.to_string()))?;
-    serde_json::from_slice(&text).map_err(|error| DeltaError::internal(error.to_string()))
-}
-
-fn seal_of(value: &serde_json::Value) -> Result<String, DeltaError> {
-    let mut value = value.clone();
-    if let Some(object) = value.as_object_mut() {
-        object.shift_remove("seal");
-    }
-    let text =
-        serde_json::to_vec(&value).map_err(|error| DeltaError::internal(error.to_string()))?;
-    let hash = blake3::hash(&text).to_hex();
-    Ok(hash[..32].to_owned())
-}
-
-fn pretty(manifest: &DeltaManifest) -> Result<Vec<u8>, DeltaError> {
-    let mut bytes = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b" ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut bytes, formatter);
-    manifest
-        .serialize(&mut serializer)
-        .map_err(|error| DeltaError::internal(error.to_string()))?;
-    bytes.push(b'\n');
-    Ok(bytes)
-}
-
-fn round4(value: f64) -> f64 {
+pub(crate) fn round4(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }
 

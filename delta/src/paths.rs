@@ -1,5 +1,6 @@
 //! Where artifacts and rebuilt models go, and which places are never written to.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use sparse_store::{Location, Model, OpenOptions};
@@ -120,6 +121,32 @@ pub(crate) fn occupant(path: &Path) -> Result<Occupant, DeltaError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Occupant::Nothing),
         Err(error) => Err(DeltaError::io("look at", path, error)),
     }
+}
+
+/// A file below `output` that is not one of `files`.
+pub(crate) fn stranger<'a>(
+    files: impl Iterator<Item = &'a str>,
+    output: &Path,
+) -> Result<Option<String>, DeltaError> {
+    let known: HashSet<PathBuf> = files.map(|path| output.join(path)).collect();
+    let mut folders = vec![output.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).during("read", &folder)? {
+            let entry = entry.during("read", &folder)?;
+            let path = entry.path();
+            if entry.file_type().during("look at", &path)?.is_dir() {
+                folders.push(path);
+            } else if !known.contains(&path) {
+                return Ok(Some(
+                    path.strip_prefix(output)
+                        .unwrap_or(&path)
+                        .display()
+                        .to_string(),
+                ));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The folder of an artifact reference: a path, a key of the delta store, or a remote place that is fetched first.

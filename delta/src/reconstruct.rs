@@ -1,6 +1,5 @@
 //! `Reconstruct`: base and delta in, the fine-tune's files out, byte for byte.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -406,7 +405,14 @@ impl Job {
                 .map(|place| place.create(&entry.path, 0))
                 .transpose()?;
             let target = opened.as_ref().map(|(file, shown)| (file, shown.as_path()));
-            carried::restore(artifact, &self.base, entry, target, &self.stop, &ticker)?;
+            carried::restore(
+                artifact.carrier(),
+                &self.base,
+                entry,
+                target,
+                &self.stop,
+                &ticker,
+            )?;
             let status = if entry.same_as.is_some() {
                 "copied"
             } else {
@@ -432,14 +438,14 @@ enum Found {
 }
 
 /// Where files are written, and what people call the place.
-struct Place<'p> {
-    root: &'p Path,
-    shown: &'p Path,
-    as_file: bool,
+pub(crate) struct Place<'p> {
+    pub(crate) root: &'p Path,
+    pub(crate) shown: &'p Path,
+    pub(crate) as_file: bool,
 }
 
 impl Place<'_> {
-    fn create(&self, relative: &str, size: u64) -> Result<(File, PathBuf), DeltaError> {
+    pub(crate) fn create(&self, relative: &str, size: u64) -> Result<(File, PathBuf), DeltaError> {
         if self.as_file {
             let file = File::options()
                 .write(true)
@@ -559,7 +565,7 @@ pub(crate) fn each_file(
 }
 
 /// A full disk is better found out before the work than after it.
-fn enough_space(staged: &Path, shown: &Path, needed: u64) -> Result<(), DeltaError> {
+pub(crate) fn enough_space(staged: &Path, shown: &Path, needed: u64) -> Result<(), DeltaError> {
     // Where the file system does not say, the writes will.
     let Ok(stat) = rustix::fs::statvfs(staged) else {
         return Ok(());
@@ -620,29 +626,9 @@ fn same_content(
 /// A file below `output` that the delta does not know.
 fn stranger(artifact: &Artifact, output: &Path) -> Result<Option<String>, DeltaError> {
     let manifest = &artifact.manifest;
-    let known: HashSet<PathBuf> = manifest
-        .files
-        .iter()
-        .map(|f| &f.path)
-        .chain(manifest.carried.iter().map(|c| &c.path))
-        .map(|path| output.join(path))
-        .collect();
-    let mut folders = vec![output.to_path_buf()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).during("read", &folder)? {
-            let entry = entry.during("read", &folder)?;
-            let path = entry.path();
-            if entry.file_type().during("look at", &path)?.is_dir() {
-                folders.push(path);
-            } else if !known.contains(&path) {
-                return Ok(Some(
-                    path.strip_prefix(output)
-                        .unwrap_or(&path)
-                        .display()
-                        .to_string(),
-                ));
-            }
-        }
-    }
-    Ok(None)
+    let weights = manifest.files.iter().map(|f| f.path.as_str());
+    paths::stranger(
+        weights.chain(manifest.carried.iter().map(|c| c.path.as_str())),
+        output,
+    )
 }

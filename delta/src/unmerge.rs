@@ -6,28 +6,16 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use serde::Serialize;
-use sparse_adapter::{Layout, Learned};
+use sparse_adapter::Learned;
 use sparse_codec::TensorView;
 use sparse_store::{Model, OpenOptions, Pair, Replace, Staged};
 
+use crate::modules::Modules;
 use crate::paths::{self, Occupant, Output, root_of};
 use crate::progress::{Stop, Ticker};
 use crate::residency::Residency;
 use crate::tensor::Form;
 use crate::{CancelToken, DeltaError, Progress, Status, pipeline};
-
-/// Names of modules whose weights are looked up by row, the last part.
-const EMBEDDINGS: [&str; 7] = [
-    "embed_tokens",
-    "embed_positions",
-    "wte",
-    "wpe",
-    "word_embeddings",
-    "position_embeddings",
-    "tok_embeddings",
-];
-/// A configuration this large is not one.
-const MAX_CONFIG: u64 = 16 << 20;
 
 /// One tensor of a merged model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -233,13 +221,13 @@ impl Job {
             "looking for the adapter",
             self.merged.weight_bytes(),
         );
-        let kind = Kind::of(&self.base, &self.merged);
+        let modules = Modules::of(&self.base, &self.merged);
         let found = pool.install(|| {
             sparse_store::pair(&self.base, &self.merged)
                 .par_iter()
                 .map(|pair| {
                     self.stop.check()?;
-                    let found = tensor(pair, &kind);
+                    let found = tensor(pair, &modules);
                     ticker.add(pair.target.entry.bytes());
                     pair.target.release();
                     found
@@ -266,7 +254,7 @@ impl Job {
         let mut staged = None;
         if let Some(path) = &self.output {
             let folder = Staged::dir(path)?;
-            let task = kind.causal.then_some("CAUSAL_LM");
+            let task = modules.task();
             sparse_adapter::write(folder.path(), self.base.id(), task, &learned)?;
             outcome.path = Some(path.display().to_string());
             outcome.status = if same_files(path, folder.path()) {
@@ -330,47 +318,11 @@ fn same_files(a: &Path, b: &Path) -> bool {
     })
 }
 
-/// What the models' configuration says of their modules.
-struct Kind {
-    causal: bool,
-    /// Linear weights are `[in, out]`.
-    transposed: bool,
-}
-
-impl Kind {
-    fn of(base: &Model, merged: &Model) -> Self {
-        let config = [base, merged]
-            .into_iter()
-            .flat_map(|model| model.carried())
-            .filter(|file| file.name == "config.json" && file.size <= MAX_CONFIG)
-            .find_map(|file| serde_json::from_slice::<serde_json::Value>(&file.read().ok()?).ok())
-            .unwrap_or_default();
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        let causal = config["architectures"].as_array().is_some_and(|all| {
-            all.iter()
-                .map(text)
-                .any(|name| name.ends_with("ForCausalLM") || name.ends_with("LMHeadModel"))
-        });
-        Self {
-            causal,
-            transposed: text(&config["model_type"]) == "gpt2",
-        }
-    }
-
-    fn layout(&self, module: &str) -> Layout {
-        let last = module.rsplit('.').next().unwrap_or(module);
-        if EMBEDDINGS.contains(&last) {
-            Layout::Embedding
-        } else if self.transposed && last.starts_with("c_") {
-            Layout::Transposed
-        } else {
-            Layout::Linear
-        }
-    }
-}
-
 /// Looks at one tensor.
-fn tensor(pair: &Pair<'_>, kind: &Kind) -> Result<(UnmergedTensor, Option<Learned>), DeltaError> {
+fn tensor(
+    pair: &Pair<'_>,
+    modules: &Modules,
+) -> Result<(UnmergedTensor, Option<Learned>), DeltaError> {
     let target = pair.target;
     let mut row = UnmergedTensor {
         tensor: target.name().to_owned(),
@@ -413,7 +365,7 @@ fn tensor(pair: &Pair<'_>, kind: &Kind) -> Result<(UnmergedTensor, Option<Learne
     row.exact = found.exact.0;
     let learned = Learned {
         module: module.to_owned(),
-        layout: kind.layout(module),
+        layout: modules.layout(module),
         rank: found.rank,
         left: found.left,
         right: found.right,

@@ -293,7 +293,7 @@ fn rebuild_all(
     for entry in &manifest.carried {
         stop.check()?;
         checks.push(
-            match carried::restore(artifact, base, entry, None, stop, &ticker) {
+            match carried::restore(artifact.carrier(), base, entry, None, stop, &ticker) {
                 Ok(()) => Check {
                     item: entry.path.clone(),
                     kind: "carried".into(),
