@@ -13,4 +13,4 @@ pub use config::AdapterConfig;
 pub use error::AdapterError;
 pub use layout::Layout;
 pub use peft::{CONFIG, Module, PeftAdapter, WEIGHTS};
-pub use writer::{FILES, Learned, write};
+pub use writer::{FILES, FactorType, Learned, write, write_as};

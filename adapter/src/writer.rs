@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
@@ -27,6 +28,43 @@ pub struct Learned {
     pub right: Vec<f32>,
 }
 
+/// The dtype of an adapter's factors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FactorType {
+    /// IEEE single.
+    #[default]
+    F32,
+    /// IEEE half.
+    F16,
+    /// The upper half of a single.
+    BF16,
+}
+
+impl FactorType {
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::F16 => Dtype::F16,
+            Self::BF16 => Dtype::BF16,
+        }
+    }
+
+    fn size(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    fn bytes(self, values: &[f32]) -> Vec<u8> {
+        let each = values.iter();
+        match self {
+            Self::F32 => each.flat_map(|x| x.to_le_bytes()).collect(),
+            Self::F16 => each.flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+            Self::BF16 => each
+                .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+                .collect(),
+        }
+    }
+}
+
 /// Writes `adapter_config.json` and `adapter_model.safetensors` into a folder: F32 factors, alpha equal to the rank.
 ///
 /// # Errors
@@ -37,21 +75,40 @@ pub fn write(
     task: Option<&str>,
     modules: &[Learned],
 ) -> Result<(), AdapterError> {
+    write_as(FactorType::F32, folder, base, task, modules)
+}
+
+/// As [`write()`], with factors of another dtype.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_as(
+    factors: FactorType,
+    folder: &Path,
+    base: &str,
+    task: Option<&str>,
+    modules: &[Learned],
+) -> Result<(), AdapterError> {
     let failed = |what: String| AdapterError::Unusable {
         adapter: folder.display().to_string(),
         what,
     };
-    let bytes = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
     let mut tensors: BTreeMap<String, ([usize; 2], Vec<u8>)> = BTreeMap::new();
     for module in modules {
         let rank = module.rank.max(1);
         let (rows, cols) = (module.left.len() / rank, module.right.len() / rank);
         let [a, b] = module.layout.keys();
         let key = |suffix| format!("base_model.model.{}{suffix}", module.module);
-        let (left, right) = (bytes(&module.left), bytes(&module.right));
+        let (left, right) = (factors.bytes(&module.left), factors.bytes(&module.right));
         if module.layout.is_transposed() {
-            tensors.insert(key(a), ([rank, rows], transposed(&left, rank, 4)));
-            tensors.insert(key(b), ([cols, rank], transposed(&right, cols, 4)));
+            tensors.insert(
+                key(a),
+                ([rank, rows], transposed(&left, rank, factors.size())),
+            );
+            tensors.insert(
+                key(b),
+                ([cols, rank], transposed(&right, cols, factors.size())),
+            );
         } else {
             tensors.insert(key(a), ([rank, cols], right));
             tensors.insert(key(b), ([rows, rank], left));
@@ -60,7 +117,7 @@ pub fn write(
     let views = tensors
         .iter()
         .map(|(name, (shape, data))| {
-            TensorView::new(Dtype::F32, shape.to_vec(), data)
+            TensorView::new(factors.dtype(), shape.to_vec(), data)
                 .map(|view| (name, view))
                 .map_err(|error| failed(error.to_string()))
         })

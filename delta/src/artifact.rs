@@ -39,6 +39,12 @@ pub(crate) struct Artifact {
 
 /// Reads the manifest of an artifact folder.
 pub(crate) fn read_manifest(dir: &Path) -> Result<DeltaManifest, DeltaError> {
+    let (path, bytes) = manifest_bytes(dir, "compress")?;
+    DeltaManifest::parse(&path, &bytes)
+}
+
+/// The manifest of a folder as bytes, and its path; `command` makes such folders.
+pub(crate) fn manifest_bytes(dir: &Path, command: &str) -> Result<(PathBuf, Vec<u8>), DeltaError> {
     let path = dir.join(MANIFEST);
     let file = match std::fs::File::open(&path) {
         Ok(file) => file,
@@ -51,15 +57,15 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<DeltaManifest, DeltaError> {
             let (what, remedy) = if dir.is_dir() {
                 (
                     format!("a delta in {} (it has no {MANIFEST})", dir.display()),
-                    "give the folder that `compress` wrote",
+                    format!("give the folder that `{command}` wrote"),
                 )
             } else {
-                (format!("the delta {}", dir.display()), "check the path")
+                (
+                    format!("the delta {}", dir.display()),
+                    "check the path".into(),
+                )
             };
-            return Err(DeltaError::NotFound {
-                what,
-                remedy: remedy.into(),
-            });
+            return Err(DeltaError::NotFound { what, remedy });
         }
         Err(error) => return Err(DeltaError::io("open", path, error)),
     };
@@ -73,7 +79,7 @@ pub(crate) fn read_manifest(dir: &Path) -> Result<DeltaManifest, DeltaError> {
             "it is far too large for a manifest",
         ));
     }
-    DeltaManifest::parse(&path, &bytes)
+    Ok((path, bytes))
 }
 
 /// Whether a folder holds something that calls itself the manifest of a delta, readable or not.

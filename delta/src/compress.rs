@@ -764,13 +764,12 @@ struct Made {
 /// Whether every stored byte of an artifact is what its manifest says.
 fn intact(path: &Path, stop: &Stop) -> bool {
     Artifact::open(path).is_ok_and(|artifact| {
-        (0..artifact.manifest.payloads.len())
-            .all(|number| verify::payload_intact(&artifact, number, stop).is_ok_and(|ok| ok))
+        verify::payloads_intact(&artifact.payload, &artifact.manifest.payloads, stop)
     })
 }
 
 /// A staged folder for `target` with the files of another in it.
-fn moved(from: &Staged, target: &Path) -> Result<Staged, DeltaError> {
+pub(crate) fn moved(from: &Staged, target: &Path) -> Result<Staged, DeltaError> {
     let to = Staged::dir(target)?;
     for entry in std::fs::read_dir(from.path()).during("read", from.path())? {
         let entry = entry.during("read", from.path())?;
@@ -780,11 +779,11 @@ fn moved(from: &Staged, target: &Path) -> Result<Staged, DeltaError> {
     Ok(to)
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), DeltaError> {
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), DeltaError> {
     std::fs::write(path, bytes).map_err(|error| DeltaError::io("write", path, error))
 }
 
-fn joined<T>(
+pub(crate) fn joined<T>(
     handle: std::thread::ScopedJoinHandle<'_, Result<T, DeltaError>>,
 ) -> Result<T, DeltaError> {
     handle
@@ -793,7 +792,7 @@ fn joined<T>(
 }
 
 /// Now, or the moment that `SOURCE_DATE_EPOCH` asks for (reproducible builds).
-fn timestamp() -> String {
+pub(crate) fn timestamp() -> String {
     let fixed = std::env::var("SOURCE_DATE_EPOCH")
         .ok()
         .and_then(|text| text.parse().ok())

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use sparse_adapter::AdapterError;
 use sparse_codec::CodecError;
 use sparse_store::{ErrorKind, StoreError};
+use sparse_svd::SvdError;
 
 /// Anything that can go wrong in an operation on a delta artifact.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +104,17 @@ pub enum DeltaError {
         source: CodecError,
     },
 
+    /// A tensor's difference that cannot be decomposed or stored as factors.
+    #[error("tensor {tensor:?} in {file} cannot be approximated: {source}")]
+    Svd {
+        /// The safetensors file.
+        file: String,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        source: SvdError,
+    },
+
     /// An adapter that cannot be read or used.
     #[error(transparent)]
     Adapter(AdapterError),
@@ -133,6 +145,15 @@ impl From<AdapterError> for DeltaError {
     }
 }
 
+impl From<SvdError> for DeltaError {
+    fn from(error: SvdError) -> Self {
+        match error {
+            SvdError::Stopped => Self::Cancelled,
+            error => Self::internal(error.to_string()),
+        }
+    }
+}
+
 impl DeltaError {
     /// The exit code of a process that ends with this error: 1 failed, 2 usage, 4 wrong base, 5 corrupt or hostile input,
     /// 6 not found, 130 interrupted.
@@ -146,7 +167,7 @@ impl DeltaError {
             Self::Cancelled => 130,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 6,
             Self::Adapter(_) => 2,
-            Self::Io { .. } | Self::Codec { .. } | Self::Internal { .. } => 1,
+            Self::Io { .. } | Self::Codec { .. } | Self::Svd { .. } | Self::Internal { .. } => 1,
             Self::Store(error) => match error.kind() {
                 ErrorKind::Usage | ErrorKind::Exists => 2,
                 ErrorKind::NotFound => 6,

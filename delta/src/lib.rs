@@ -3,7 +3,8 @@
 //! An artifact is a folder: `manifest.json` (what it is; written last), `tensors.parquet` (where every block is) and
 //! `payload-*.bin` (the blocks). `FORMAT.md` specifies it. [`Compress`] makes one from a base and a fine-tune,
 //! [`Reconstruct`] makes the fine-tune's files again, byte for byte; [`Verify`], [`Info`] and [`Diff`] look. [`Unmerge`] finds the
-//! adapter that was merged into a model.
+//! adapter that was merged into a model. [`SvdCompress`] approximates a fine-tune by low-rank updates of its base and says how far
+//! off they are; [`SvdReconstruct`] makes the approximate model.
 //!
 //! Whatever writes does so under a temporary name and becomes visible in one step; dropping or cancelling it leaves
 //! nothing. Memory is bounded whatever the size of the model.
@@ -29,6 +30,7 @@ mod reconstruct;
 mod report;
 mod residency;
 mod seal;
+mod svd;
 mod tensor;
 mod unmerge;
 mod verify;
@@ -47,6 +49,12 @@ pub use reconstruct::{Reconstruct, StagedModel};
 pub use report::{
     ArtifactInfo, Check, CompressMetrics, CompressOutcome, FileReport, ReconstructMetrics,
     ReconstructOutcome, Status, TensorReport,
+};
+pub use sparse_svd::Precision;
+pub use svd::{
+    AdapterEntry, Kept, Profile, Quality, StagedApproximation, StagedSvd, SvdCompress,
+    SvdDeltaManifest, SvdFile, SvdMetrics, SvdOutcome, SvdRank, SvdReconstruct,
+    SvdReconstructOutcome, SvdTensor,
 };
 pub use unmerge::{StagedAdapter, Unmerge, UnmergeOutcome, UnmergedTensor};
 pub use verify::Verify;

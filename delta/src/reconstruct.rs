@@ -12,6 +12,7 @@ use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 use crate::artifact::Artifact;
 use crate::error::During;
 use crate::identity::hash_file;
+use crate::manifest::Fingerprints;
 use crate::paths::{self, Occupant, Output, root_of};
 use crate::progress::{Stop, Ticker};
 use crate::rebuild::{Rebuild, Target};
@@ -481,22 +482,30 @@ pub(crate) fn refuse_wrong_base(
     base: &Model,
     pool: &ThreadPool,
 ) -> Result<(), DeltaError> {
-    let quick = pool.install(|| base.quick_fingerprint())?;
-    if quick == artifact.manifest.base.quick_fingerprint {
-        return Ok(());
-    }
-    Err(wrong_base(
-        artifact,
-        base,
-        identity::fingerprint(base, pool)?,
-    ))
+    let manifest = &artifact.manifest;
+    refuse_other_base(&manifest.base, &manifest.base_model_id, base, pool)
 }
 
-fn wrong_base(artifact: &Artifact, base: &Model, found: String) -> DeltaError {
+/// Refuses a base of other fingerprints than an artifact names.
+pub(crate) fn refuse_other_base(
+    wanted: &Fingerprints,
+    wanted_id: &str,
+    base: &Model,
+    pool: &ThreadPool,
+) -> Result<(), DeltaError> {
+    let quick = pool.install(|| base.quick_fingerprint())?;
+    if quick == wanted.quick_fingerprint {
+        return Ok(());
+    }
+    let found = identity::fingerprint(base, pool)?;
+    Err(wrong_base(wanted, wanted_id, base, found))
+}
+
+fn wrong_base(wanted: &Fingerprints, wanted_id: &str, base: &Model, found: String) -> DeltaError {
     DeltaError::WrongBase {
         base: base.id().to_owned(),
-        base_id: artifact.manifest.base_model_id.clone(),
-        expected: artifact.manifest.base.fingerprint.clone(),
+        base_id: wanted_id.to_owned(),
+        expected: wanted.fingerprint.clone(),
         found,
     }
 }
@@ -508,13 +517,23 @@ pub(crate) fn explain(
     base: &Model,
     pool: &ThreadPool,
 ) -> DeltaError {
+    let manifest = &artifact.manifest;
+    blame_base(error, &manifest.base, &manifest.base_model_id, base, pool)
+}
+
+/// As [`explain`], for any kind of artifact.
+pub(crate) fn blame_base(
+    error: DeltaError,
+    wanted: &Fingerprints,
+    wanted_id: &str,
+    base: &Model,
+    pool: &ThreadPool,
+) -> DeltaError {
     if !matches!(error, DeltaError::Corrupt { .. }) {
         return error;
     }
     match identity::fingerprint(base, pool) {
-        Ok(found) if found != artifact.manifest.base.fingerprint => {
-            wrong_base(artifact, base, found)
-        }
+        Ok(found) if found != wanted.fingerprint => wrong_base(wanted, wanted_id, base, found),
         _ => error,
     }
 }

@@ -7,7 +7,8 @@ use sparse_store::{Model, OpenOptions};
 
 use crate::artifact::Artifact;
 use crate::index::{Source, checksum};
-use crate::manifest::{INDEX, MANIFEST};
+use crate::manifest::{INDEX, MANIFEST, PayloadEntry};
+use crate::payload::PayloadReader;
 use crate::progress::{Stop, Ticker};
 use crate::rebuild::Rebuild;
 use crate::reconstruct::{each_file, explain, refuse_wrong_base};
@@ -142,7 +143,7 @@ fn verify(
     let ticker = Ticker::new(progress.clone(), "checking payloads", stored);
     let mut damaged = false;
     for (number, payload) in manifest.payloads.iter().enumerate() {
-        let intact = payload_intact(&artifact, number, stop)?;
+        let intact = payload_intact(&artifact.payload, &manifest.payloads, number, stop)?;
         damaged |= !intact;
         let detail = if intact {
             format!("blake3 {}", payload.blake3)
@@ -168,12 +169,13 @@ fn verify(
 }
 
 /// Whether a payload file has the hash its manifest gives it.
-pub(crate) fn payload_intact(
-    artifact: &Artifact,
+fn payload_intact(
+    payload: &PayloadReader,
+    entries: &[PayloadEntry],
     number: usize,
     stop: &Stop,
 ) -> Result<bool, DeltaError> {
-    let Some(entry) = artifact.manifest.payloads.get(number) else {
+    let Some(entry) = entries.get(number) else {
         return Ok(false);
     };
     let number =
@@ -184,11 +186,21 @@ pub(crate) fn payload_intact(
     while at < entry.size {
         stop.check()?;
         let length = (entry.size - at).min(4 << 20);
-        artifact.payload.read(number, at, length, &mut buffer)?;
+        payload.read(number, at, length, &mut buffer)?;
         hasher.update_rayon(&buffer);
         at += length;
     }
     Ok(hasher.finalize().to_hex().as_str() == entry.blake3)
+}
+
+/// Whether all payload files have their hashes; false where they cannot be read.
+pub(crate) fn payloads_intact(
+    payload: &PayloadReader,
+    entries: &[PayloadEntry],
+    stop: &Stop,
+) -> bool {
+    (0..entries.len())
+        .all(|number| payload_intact(payload, entries, number, stop).is_ok_and(|ok| ok))
 }
 
 /// The tensors whose blocks do not have their checksums.

@@ -6,7 +6,7 @@ use nalgebra::{Cholesky, DMatrix, SymmetricEigen};
 /// Long columns that are made `f64` at a time.
 const PANEL: usize = 256;
 /// A column is made orthogonal once more where less than this share of it is left.
-const SHORT: f64 = 1e-3;
+const SHORT: f64 = 0.02;
 /// What a column of `f32` must at least add to those before it, as a share of the longest.
 pub(crate) const LEAST: f64 = 1e-4;
 /// Rounds in which a block becomes orthogonal.
@@ -256,6 +256,21 @@ pub(crate) fn inverse_root(gram: &DMatrix<f64>, least: f64) -> Option<DMatrix<f6
         .solve_lower_triangular(&DMatrix::identity(n, n))
         .map(|inverse| inverse.transpose())
         .filter(|inverse| inverse.iter().all(|x| x.is_finite()))
+}
+
+/// `C` with `C^T gram C = 1`, as wide as there are directions that are more than rounding errors.
+pub(crate) fn whitening(gram: DMatrix<f64>) -> DMatrix<f64> {
+    if let Some(root) = inverse_root(&gram, 0.03) {
+        return root;
+    }
+    let (values, vectors) = eigen(gram);
+    let least = values.first().copied().unwrap_or(0.0) * 1e-3;
+    let kept = values.iter().take_while(|v| **v > least).count();
+    let mut root = vectors.columns(0, kept).into_owned();
+    for (mut column, value) in root.column_iter_mut().zip(&values) {
+        column /= value.sqrt();
+    }
+    root
 }
 
 /// An estimate of the largest singular value of a small matrix, by a few steps of the power method: hardly ever below half.

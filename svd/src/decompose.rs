@@ -14,7 +14,7 @@ const AMPLE: usize = 3;
 const WIDEST: usize = 128;
 
 /// The leading singular triplets of a matrix.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Svd {
     rows: usize,
     cols: usize,
@@ -119,6 +119,59 @@ impl Svd {
         } else {
             0.0
         }
+    }
+
+    /// Everything, as bytes that [`Self::from_bytes`] takes back: to go on from after a break, not to be kept.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let sizes = [self.rows, self.cols, self.rank()].map(|n| (n as u64).to_le_bytes());
+        let numbers = [self.energy, self.fourth, self.noise.energy, self.noise.edge];
+        let numbers = numbers.iter().chain(&self.sigmas).map(|x| x.to_le_bytes());
+        let entries = self.left.data.iter().chain(&self.right.data);
+        sizes
+            .into_iter()
+            .chain(numbers)
+            .flatten()
+            .chain(entries.flat_map(|x| x.to_le_bytes()))
+            .collect()
+    }
+
+    /// What [`Self::to_bytes`] gave; none of other bytes.
+    #[must_use]
+    pub fn from_bytes(data: &[u8]) -> Option<Self> {
+        let (words, _) = data.as_chunks::<8>();
+        let size = |at: usize| usize::try_from(u64::from_le_bytes(*words.get(at)?)).ok();
+        let (rows, cols, rank) = (size(0)?, size(1)?, size(2)?);
+        let entries = rows.checked_add(cols)?.checked_mul(rank)?;
+        let head = rank.checked_add(7)?.checked_mul(8)?;
+        if head.checked_add(entries.checked_mul(4)?)? != data.len() {
+            return None;
+        }
+        let numbers: Vec<f64> = words
+            .get(3..rank + 7)?
+            .iter()
+            .map(|b| f64::from_le_bytes(*b))
+            .collect();
+        let (floats, _) = data.get(head..)?.as_chunks::<4>();
+        let floats: Vec<f32> = floats.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let (left, right) = floats.split_at_checked(rows * rank)?;
+        let tall = |data: &[f32]| Tall {
+            width: rank,
+            data: data.to_vec(),
+        };
+        Some(Self {
+            rows,
+            cols,
+            sigmas: numbers.get(4..)?.to_vec(),
+            left: tall(left),
+            right: tall(right),
+            energy: *numbers.first()?,
+            fourth: *numbers.get(1)?,
+            noise: Noise {
+                energy: *numbers.get(2)?,
+                edge: *numbers.get(3)?,
+            },
+        })
     }
 
     /// The first `rank` triplets: the best approximation of that rank, as far as this decomposition is exact.

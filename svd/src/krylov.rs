@@ -8,7 +8,7 @@
 use nalgebra::DMatrix;
 use rayon::prelude::*;
 
-use crate::algebra::{LEAST, Tall, eigen, inverse_root, narrow, norm};
+use crate::algebra::{LEAST, Tall, eigen, inverse_root, narrow, norm, whitening};
 use crate::tile::{Packed, ROWS, Tile};
 use crate::{Source, SvdError};
 
@@ -125,9 +125,18 @@ impl<'s, S: Source + ?Sized> Krylov<'s, S> {
 
     /// Singular values that the space gives, without vectors: those of `D` on the right space, a lower bound each.
     pub(crate) fn sigmas(&self) -> Vec<f64> {
-        let (values, _) = eigen(grams(&self.left));
+        let (_, square) = self.on_the_right(&grams(&self.left));
+        let (values, _) = eigen(square);
         let unscale = f64::from(self.scale).recip();
         values.iter().map(|v| v.sqrt() * unscale).collect()
+    }
+
+    /// What makes the right blocks one orthonormal basis, which they are but for what single rounds of projection leave, and the
+    /// Gram matrix of `D` times that basis, from that of `D` times the blocks.
+    fn on_the_right(&self, gram: &DMatrix<f64>) -> (DMatrix<f64>, DMatrix<f64>) {
+        let basis = whitening(grams(&self.right));
+        let square = basis.transpose() * gram * &basis;
+        (basis, square)
     }
 
     /// The best factors of at most `rank` that the space holds.
@@ -151,10 +160,11 @@ impl<'s, S: Source + ?Sized> Krylov<'s, S> {
             }
             None => {
                 // Directions that are nearly nothing: from the right space alone, which divides by nothing.
-                let (values, vectors) = eigen(gram);
+                let (basis, square) = self.on_the_right(&gram);
+                let (values, vectors) = eigen(square);
                 let largest = values.first().copied().unwrap_or(0.0);
                 let whole = values.iter().take_while(|v| **v > 1e-13 * largest).count();
-                let chosen = vectors.columns(0, rank.min(whole)).into_owned();
+                let chosen = basis * vectors.columns(0, rank.min(whole));
                 let mut by_length = chosen.clone();
                 let mut lengths = chosen.clone();
                 for (i, value) in values.iter().take(chosen.ncols()).enumerate() {

@@ -238,40 +238,32 @@ impl Factors {
         Ok(factors)
     }
 
-    /// The factors as [`Self::decode`] would give them back.
+    /// The factors as bytes, and as [`Self::decode`] gives them back.
     ///
     /// # Errors
     /// Entries beyond what the precision holds.
-    pub fn rounded(&self, precision: Precision) -> Result<Self, SvdError> {
-        Self::decode(
-            precision,
-            [self.rows, self.cols],
-            self.rank,
-            &self.encode(precision),
-        )
-        .map_err(|_| SvdError::Source {
+    pub fn stored(&self, precision: Precision) -> Result<(Vec<u8>, Self), SvdError> {
+        let bytes = self.encode(precision);
+        let again = Self::decode(precision, [self.rows, self.cols], self.rank, &bytes);
+        let again = again.map_err(|_| SvdError::Source {
             what: format!(
                 "the factors' entries are too large for {}: use bf16 or f32",
                 precision.name()
             ),
-        })
+        })?;
+        Ok((bytes, again))
     }
 
-    /// The factors of the transposed matrix.
+    /// The first `rank` components.
     #[must_use]
-    pub fn transposed(&self) -> Self {
-        let flipped = |data: &[f32], cols: usize| {
-            let rows = data.len() / cols.max(1);
-            (0..data.len())
-                .map(|at| data[at % rows * cols + at / rows])
-                .collect()
-        };
+    pub fn truncated(&self, rank: usize) -> Self {
+        let rank = rank.min(self.rank);
+        let rows = self.left.chunks_exact(self.rank.max(1));
         Self {
-            rows: self.cols,
-            cols: self.rows,
-            rank: self.rank,
-            left: flipped(&self.right, self.cols),
-            right: flipped(&self.left, self.rank),
+            rank,
+            left: rows.flat_map(|row| &row[..rank]).copied().collect(),
+            right: self.right[..rank * self.cols].to_vec(),
+            ..*self
         }
     }
 }

@@ -54,8 +54,8 @@ proptest! {
     /// Small matrices of every shape and rank, zero and singular ones among them, come out exactly but for what squares of `f32`
     /// cannot tell from zero: a thousandth of the largest singular value.
     #[test]
-    fn small_matrices_are_exact(rows in 1usize..70, cols in 1usize..70, inner in 0usize..12, rank in 0usize..20, seed in 1u64..1000) {
-        let data = decaying(rows, cols, inner, 0.7, seed);
+    fn small_matrices_are_exact(rows in 1usize..70, cols in 1usize..70, inner in 0usize..80, decay in 0usize..3, rank in 0usize..20, seed in 1u64..1000) {
+        let data = decaying(rows, cols, inner, [0.7, 0.95, 1.0][decay], seed);
         let svd = Svd::new(&Dense::new(&data, cols), Rank::Fixed(rank)).unwrap();
         let sigmas = exact(&data, cols);
         let largest = sigmas.first().copied().unwrap_or(0.0);
@@ -296,9 +296,20 @@ fn what_is_no_number_is_refused() {
             left: vec![1e9],
             right: vec![1.0]
         }
-        .rounded(Precision::F16)
+        .stored(Precision::F16)
         .is_err()
     );
     let same = Difference::new(&base, &base, 4).unwrap();
     assert_eq!(Svd::new(&same, Rank::Auto { max: 8 }).unwrap().rank(), 0);
+}
+
+#[test]
+fn a_decomposition_survives_as_bytes() {
+    let data = decaying(40, 30, 20, 0.8, 17);
+    let svd = Svd::new(&Dense::new(&data, 30), Rank::Fixed(5)).unwrap();
+    let bytes = svd.to_bytes();
+    assert_eq!(Svd::from_bytes(&bytes), Some(svd));
+    assert_eq!(Svd::from_bytes(&bytes[..bytes.len() - 4]), None);
+    assert_eq!(Svd::from_bytes(&[0xff; 80]), None);
+    assert_eq!(Svd::from_bytes(&[]), None);
 }

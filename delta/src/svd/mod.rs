@@ -1,0 +1,19 @@
+//! Low-rank approximations of a fine-tune: [`SvdCompress`] makes one, with adapters for PEFT, [`SvdReconstruct`] makes the
+//! approximate model of it.
+
+mod adapters;
+mod apply;
+mod artifact;
+mod compress;
+mod floats;
+mod manifest;
+mod plan;
+mod reconstruct;
+mod resume;
+mod source;
+mod units;
+
+pub use adapters::Profile;
+pub use compress::{StagedSvd, SvdCompress, SvdMetrics, SvdOutcome, SvdRank};
+pub use manifest::{AdapterEntry, Kept, Quality, SvdDeltaManifest, SvdFile, SvdTensor};
+pub use reconstruct::{StagedApproximation, SvdReconstruct, SvdReconstructOutcome};
