@@ -792,7 +792,8 @@ pub(crate) fn joined<T>(
 }
 
 /// Now, or the moment that `SOURCE_DATE_EPOCH` asks for (reproducible builds).
-pub(crate) fn timestamp() -> String {
+#[must_use]
+pub fn timestamp() -> String {
     let fixed = std::env::var("SOURCE_DATE_EPOCH")
         .ok()
         .and_then(|text| text.parse().ok())

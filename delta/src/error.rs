@@ -177,30 +177,30 @@ impl DeltaError {
         }
     }
 
-    pub(crate) fn usage(message: impl Into<String>) -> Self {
+    /// Shorthand for the variant of this name.
+    pub fn usage(message: impl Into<String>) -> Self {
         Self::Usage {
             message: message.into(),
         }
     }
 
-    pub(crate) fn internal(message: impl Into<String>) -> Self {
+    /// Shorthand for the variant of this name.
+    pub fn internal(message: impl Into<String>) -> Self {
         Self::Internal {
             message: message.into(),
         }
     }
 
-    pub(crate) fn corrupt(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
+    /// Shorthand for the variant of this name.
+    pub fn corrupt(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
         Self::Corrupt {
             path: path.into(),
             problem: problem.into(),
         }
     }
 
-    pub(crate) fn io(
-        action: &'static str,
-        path: impl AsRef<Path>,
-        source: impl Into<io::Error>,
-    ) -> Self {
+    /// Shorthand for the variant of this name.
+    pub fn io(action: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
         Self::Io {
             action,
             path: path.as_ref().to_path_buf(),

@@ -58,3 +58,13 @@ pub use svd::{
 };
 pub use unmerge::{StagedAdapter, Unmerge, UnmergeOutcome, UnmergedTensor};
 pub use verify::Verify;
+
+/// What artifacts of other kinds share with this one: where outputs may go, threads, timestamps.
+pub mod support {
+    pub use crate::compress::timestamp;
+    pub use crate::paths::{
+        Occupant, Output, artifact_dir, occupant, rebuilt_in, refuse_inputs, store_in,
+    };
+    pub use crate::pipeline::{guarded, pool};
+    pub use crate::seal;
+}

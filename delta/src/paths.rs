@@ -14,25 +14,33 @@ pub fn delta_store_dir() -> PathBuf {
     store_in(&sparse_store::cache_dir())
 }
 
-pub(crate) fn store_in(cache: &Path) -> PathBuf {
+/// The delta store of a cache folder.
+#[must_use]
+pub fn store_in(cache: &Path) -> PathBuf {
     cache.join("deltas")
 }
 
 /// Where rebuilt models go that were given no output.
-pub(crate) fn rebuilt_in(cache: &Path) -> PathBuf {
+#[must_use]
+pub fn rebuilt_in(cache: &Path) -> PathBuf {
     cache.join("reconstructed")
 }
 
 /// Where an operation writes.
 #[derive(Clone, Debug)]
-pub(crate) enum Output {
+pub enum Output {
+    /// A folder or file on this machine.
     Local(PathBuf),
+    /// A place in an object store.
     Url(url::Url),
 }
 
 impl Output {
     /// Reads an output reference: a URL of an object store, or else a path. An output is never a Hub id.
-    pub(crate) fn parse(reference: &str) -> Result<Self, DeltaError> {
+    ///
+    /// # Errors
+    /// A reference that names no place to write to.
+    pub fn parse(reference: &str) -> Result<Self, DeltaError> {
         let text = reference.trim();
         if text.is_empty() {
             return Err(DeltaError::usage(
@@ -77,7 +85,10 @@ pub(crate) fn resolved(path: &Path) -> Result<PathBuf, DeltaError> {
 }
 
 /// Refuses an output that is one of the inputs, or lies inside one.
-pub(crate) fn refuse_inputs(output: &Path, inputs: &[(&str, &Path)]) -> Result<(), DeltaError> {
+///
+/// # Errors
+/// Such an output, and paths that cannot be looked at.
+pub fn refuse_inputs(output: &Path, inputs: &[(&str, &Path)]) -> Result<(), DeltaError> {
     let out = resolved(output)?;
     for (what, input) in inputs {
         let real = resolved(input)?;
@@ -100,14 +111,22 @@ pub(crate) fn refuse_inputs(output: &Path, inputs: &[(&str, &Path)]) -> Result<(
 
 /// What is at an output.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Occupant {
+pub enum Occupant {
+    /// Nothing.
     Nothing,
+    /// An empty folder.
     EmptyDir,
+    /// A folder with something in it.
     Dir,
+    /// A file.
     File,
 }
 
-pub(crate) fn occupant(path: &Path) -> Result<Occupant, DeltaError> {
+/// What is at `path`.
+///
+/// # Errors
+/// A path that cannot be looked at.
+pub fn occupant(path: &Path) -> Result<Occupant, DeltaError> {
     match std::fs::metadata(path) {
         Ok(meta) if meta.is_dir() => {
             let mut entries = std::fs::read_dir(path).during("read", path)?;
@@ -150,10 +169,10 @@ pub(crate) fn stranger<'a>(
 }
 
 /// The folder of an artifact reference: a path, a key of the delta store, or a remote place that is fetched first.
-pub(crate) async fn artifact_dir(
-    reference: &str,
-    options: &OpenOptions,
-) -> Result<PathBuf, DeltaError> {
+///
+/// # Errors
+/// A reference that names nothing, and remote places that cannot be reached.
+pub async fn artifact_dir(reference: &str, options: &OpenOptions) -> Result<PathBuf, DeltaError> {
     if is_key(reference) && !Path::new(reference).exists() {
         let stored = store_in(&options.cache()).join(reference);
         if stored.exists() {

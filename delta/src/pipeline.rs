@@ -244,7 +244,7 @@ impl<'e, S: Stage> Coordinator<'e, S> {
 }
 
 /// A panic anywhere below (a fault of ours, or of a library fed hostile bytes) becomes an error like any other.
-pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, DeltaError>) -> Result<T, DeltaError> {
+pub fn guarded<T>(work: impl FnOnce() -> Result<T, DeltaError>) -> Result<T, DeltaError> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|panic| Err(DeltaError::internal(panic_text(&*panic))))
 }
@@ -261,7 +261,10 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 }
 
 /// The threads of an operation: its own pool, so that `threads` means what it says and panics stay inside.
-pub(crate) fn pool(threads: Option<usize>) -> Result<ThreadPool, DeltaError> {
+///
+/// # Errors
+/// Threads that cannot be started.
+pub fn pool(threads: Option<usize>) -> Result<ThreadPool, DeltaError> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads.unwrap_or(0))
         .thread_name(|index| format!("sparse-{index}"))

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::DeltaError;
 
 /// A manifest that says how large its artifact is and what its content hashes to.
-pub(crate) trait Sealed: Serialize {
+pub trait Sealed: Serialize {
     /// Told the bytes of the artifact, this manifest included.
     fn count(&mut self, bytes: u64);
 
@@ -18,7 +18,10 @@ pub(crate) trait Sealed: Serialize {
 }
 
 /// The manifest as stored: JSON with one space of indentation. `others` are the bytes of all other files.
-pub(crate) fn settle<M: Sealed>(manifest: &mut M, others: u64) -> Result<Vec<u8>, DeltaError> {
+///
+/// # Errors
+/// A manifest that is no JSON.
+pub fn settle<M: Sealed>(manifest: &mut M, others: u64) -> Result<Vec<u8>, DeltaError> {
     let mut length = 0_u64;
     // The length changes the digits of the sizes, which change the length: a few rounds settle it, or lead in a circle.
     for round in 0..9 {
@@ -44,13 +47,19 @@ pub(crate) fn settle<M: Sealed>(manifest: &mut M, others: u64) -> Result<Vec<u8>
 }
 
 /// The JSON of a manifest.
-pub(crate) fn value(path: &Path, bytes: &[u8]) -> Result<Value, DeltaError> {
+///
+/// # Errors
+/// Bytes that are no JSON.
+pub fn value(path: &Path, bytes: &[u8]) -> Result<Value, DeltaError> {
     serde_json::from_slice(bytes)
         .map_err(|error| DeltaError::corrupt(path, format!("it is not JSON ({error})")))
 }
 
 /// A manifest whose version is one of ours and whose seal holds.
-pub(crate) fn open<M: Sealed + DeserializeOwned>(
+///
+/// # Errors
+/// A version that is missing or newer, a missing or wrong field, a seal that does not hold.
+pub fn open<M: Sealed + DeserializeOwned>(
     path: &Path,
     value: Value,
     supported: u32,

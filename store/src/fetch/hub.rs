@@ -1,4 +1,4 @@
-//! Models of the Hugging Face Hub, into the Hub's own cache.
+//! Models and datasets of the Hugging Face Hub, into the Hub's own cache.
 //!
 //! One request lists a revision (its commit, files, sizes and SHA-256: `?blobs=true`, which hf-hub cannot ask for);
 //! hf-hub streams the files, with its retries, redirects and Xet. The files are written here rather than by hf-hub,
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::hub_cache::{RepoCache, is_commit};
 use super::hub_file::{Piece, fetch_file};
 use super::meter::Meter;
-use super::wanted::{is_wanted, is_weights};
+use super::wanted::{is_data, is_wanted, is_weights};
 use super::{Fetched, space};
 use crate::error::StoreError;
 use crate::model::blocking;
@@ -33,8 +33,33 @@ pub(crate) const STALL: Duration = Duration::from_secs(60);
 /// The largest listing accepted.
 const MAX_LISTING: usize = 100_000_000;
 
+/// What a repository holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RepoKind {
+    Model,
+    Dataset,
+}
+
+impl RepoKind {
+    /// Its name in the Hub's addresses and in the names of the cache.
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    fn wants(self, path: &str) -> bool {
+        match self {
+            Self::Model => is_wanted(path),
+            Self::Dataset => is_data(path),
+        }
+    }
+}
+
 /// A repository at a revision, and how to reach it.
 pub(crate) struct Hub<'a> {
+    kind: RepoKind,
     pub(crate) client: HFClient,
     http: reqwest::Client,
     endpoint: String,
@@ -79,8 +104,9 @@ pub(crate) struct HubFile {
     pub(crate) blob: Option<String>,
 }
 
-/// Makes sure that a Hub model is in the Hub's cache.
-pub(crate) async fn model(
+/// Makes sure that a Hub repository is in the Hub's cache.
+pub(crate) async fn repository(
+    kind: RepoKind,
     repo: &str,
     revision: Option<&str>,
     options: &OpenOptions,
@@ -90,21 +116,21 @@ pub(crate) async fn model(
         .hub_cache
         .clone()
         .unwrap_or_else(|| options.cache().join("hub"));
-    let cache = RepoCache::new(&root, repo);
+    let cache = RepoCache::new(&root, kind, repo);
     let shown = format!("{repo}@{revision}");
     if options.offline {
-        return local(&cache, revision).ok_or_else(|| StoreError::Offline {
+        return local(kind, &cache, revision).ok_or_else(|| StoreError::Offline {
             reference: shown,
             cache: root.display().to_string(),
             remedy: "unset HF_HUB_OFFLINE once to download it, or give a local path".to_owned(),
         });
     }
-    let hub = Hub::new(repo, revision, cache, options)?;
+    let hub = Hub::new(kind, repo, revision, cache, options)?;
     let (commit, files) = match hub.list().await {
         Ok(listing) => listing,
         Err(error @ StoreError::Remote { .. }) => {
             // As huggingface_hub does: no network, but a copy from the last time.
-            if let Some(fetched) = local(&hub.cache, revision) {
+            if let Some(fetched) = local(kind, &hub.cache, revision) {
                 tracing::warn!(%error, "the Hub cannot be reached; the copy in the cache is used");
                 return Ok(fetched);
             }
@@ -115,24 +141,33 @@ pub(crate) async fn model(
     hub.fetch(&commit, &files, options).await?;
     Ok(Fetched {
         path: hub.cache.snapshot(&commit),
-        keep: Some(is_wanted),
+        keep: keep(kind),
         resolved: Some(commit),
     })
 }
 
+/// Which files of a snapshot count.
+fn keep(kind: RepoKind) -> Option<fn(&str) -> bool> {
+    match kind {
+        RepoKind::Model => Some(is_wanted),
+        RepoKind::Dataset => Some(is_data),
+    }
+}
+
 /// What the cache has of a revision.
-fn local(cache: &RepoCache, revision: &str) -> Option<Fetched> {
+fn local(kind: RepoKind, cache: &RepoCache, revision: &str) -> Option<Fetched> {
     let commit = cache.commit(revision)?;
     let path = cache.snapshot(&commit);
     path.is_dir().then_some(Fetched {
         path,
-        keep: Some(is_wanted),
+        keep: keep(kind),
         resolved: Some(commit),
     })
 }
 
 impl<'a> Hub<'a> {
     fn new(
+        kind: RepoKind,
         repo: &'a str,
         revision: &'a str,
         cache: RepoCache,
@@ -164,6 +199,7 @@ impl<'a> Hub<'a> {
         }
         let client = builder.build().map_err(|error| bad(error.to_string()))?;
         Ok(Self {
+            kind,
             client,
             http,
             endpoint,
@@ -174,7 +210,7 @@ impl<'a> Hub<'a> {
         })
     }
 
-    /// The commit of the revision, and the files a model needs.
+    /// The commit of the revision, and the files that are needed.
     async fn list(&self) -> Result<(String, Vec<HubFile>), StoreError> {
         let body = self.retry(|| self.request_listing()).await?;
         let listing: Listing = serde_json::from_slice(&body)
@@ -185,11 +221,21 @@ impl<'a> Hub<'a> {
         let mut files = Vec::new();
         for sibling in listing.siblings {
             crate::path::check_relative(&sibling.rfilename)?;
-            if is_wanted(&sibling.rfilename) {
+            if self.kind.wants(&sibling.rfilename) {
                 files.push(HubFile::new(sibling));
             }
         }
-        if !files.iter().any(|file| is_weights(&file.path)) {
+        if self.kind == RepoKind::Dataset && files.is_empty() {
+            return Err(StoreError::NotFound {
+                what: format!(
+                    "a data file in the dataset {} (commit {commit})",
+                    self.shown()
+                ),
+                remedy: "choose a revision with Parquet files, such as refs/convert/parquet"
+                    .to_owned(),
+            });
+        }
+        if self.kind == RepoKind::Model && !files.iter().any(|file| is_weights(&file.path)) {
             return Err(StoreError::NotAModel {
                 path: format!("{} (commit {commit})", self.shown()),
                 problem: "the repository has no *.safetensors file".to_owned(),
@@ -207,7 +253,7 @@ impl<'a> Hub<'a> {
         if let Ok(mut segments) = url.path_segments_mut() {
             segments
                 .pop_if_empty()
-                .extend(["api", "models"])
+                .extend(["api", self.kind.plural()])
                 .extend(self.repo.split('/'));
             segments.extend(["revision", self.revision]);
         }
@@ -314,16 +360,24 @@ impl<'a> Hub<'a> {
         size: Option<u64>,
     ) -> Result<Piece, StoreError> {
         let (owner, name) = hf_hub::split_id(self.repo);
-        let repo = self.client.model(owner, name);
         let range = size.filter(|_| start > 0).map(|size| start..size);
-        let (length, stream) = repo
-            .download_file_stream()
-            .filename(path)
-            .revision(commit)
-            .maybe_range(range)
-            .send()
-            .await
-            .map_err(|error| self.hub_error(error, Some(path)))?;
+        // The two are different types with the same methods.
+        macro_rules! begin {
+            ($repo:expr) => {
+                $repo
+                    .download_file_stream()
+                    .filename(path)
+                    .revision(commit)
+                    .maybe_range(range)
+                    .send()
+                    .await
+                    .map_err(|error| self.hub_error(error, Some(path)))?
+            };
+        }
+        let (length, stream) = match self.kind {
+            RepoKind::Model => begin!(self.client.model(owner, name)),
+            RepoKind::Dataset => begin!(self.client.dataset(owner, name)),
+        };
         Ok(Piece { length, stream })
     }
 

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use super::hub::RepoKind;
 use crate::error::{During, StoreError};
 use crate::path::safe_join;
 use crate::stage::{Replace, Staged};
@@ -16,11 +17,11 @@ pub(crate) struct RepoCache {
 }
 
 impl RepoCache {
-    /// The folder of the model `repo` (`org/name`, checked before).
-    pub(crate) fn new(root: &Path, repo: &str) -> Self {
+    /// The folder of the repository `repo` (`org/name`, checked before).
+    pub(crate) fn new(root: &Path, kind: RepoKind, repo: &str) -> Self {
         Self {
             root: root.to_path_buf(),
-            folder: format!("models--{}", repo.replace('/', "--")),
+            folder: format!("{}--{}", kind.plural(), repo.replace('/', "--")),
         }
     }
 
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn the_layout_of_huggingface_hub() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = RepoCache::new(dir.path(), "org/name");
+        let cache = RepoCache::new(dir.path(), RepoKind::Model, "org/name");
         std::fs::write(cache.blobs().unwrap().join("abc"), "content").unwrap();
         cache.link(COMMIT, "sub/x.json", "abc").unwrap();
         cache.link(COMMIT, "sub/x.json", "abc").unwrap();

@@ -45,6 +45,21 @@ pub(crate) async fn model(
             keep: None,
             resolved: None,
         }),
-        Location::Hub { repo, revision } => hub::model(repo, revision.as_deref(), options).await,
+        Location::Hub { repo, revision } => {
+            hub::repository(hub::RepoKind::Model, repo, revision.as_deref(), options).await
+        }
     }
+}
+
+/// Brings the data files of a dataset of the Hub into the Hub's cache; the folder they are in.
+///
+/// # Errors
+/// A repository that does not exist, is not open to the token, or has no data files; a network that fails.
+pub async fn fetch_dataset(
+    repo: &str,
+    revision: Option<&str>,
+    options: &OpenOptions,
+) -> Result<PathBuf, StoreError> {
+    let fetched = hub::repository(hub::RepoKind::Dataset, repo, revision, options).await?;
+    Ok(fetched.path)
 }

@@ -24,6 +24,16 @@ const OTHER_WEIGHTS: &[&str] = &[
     ".engine",
 ];
 
+/// Endings of files that hold rows.
+const DATA: &[&str] = &[
+    ".parquet", ".arrow", ".feather", ".csv", ".jsonl", ".ndjson",
+];
+
+/// Whether a file of a remote dataset is fetched: those that hold rows.
+pub(crate) fn is_data(relative: &str) -> bool {
+    DATA.iter().any(|suffix| has_suffix(relative, suffix))
+}
+
 /// Whether a file of a remote model is fetched: everything but weights in other formats, folders that belong to tools
 /// (`.git`, `.cache`), and the index of PyTorch shards. So a Hub snapshot that another program filled with more files is
 /// the same model as a fresh one.
