@@ -1,0 +1,12 @@
+//! Entropy coding: an arithmetic coder, and models that say how likely each bit is.
+
+mod bits;
+mod cells;
+mod fixed;
+mod mix;
+mod range;
+mod text;
+
+pub(crate) use bits::{Bit, Int};
+pub(crate) use cells::{CellModel, Room};
+pub(crate) use range::{Coder, Decoder, Encoder, Learn};

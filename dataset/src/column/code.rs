@@ -1,0 +1,535 @@
+//! Coding a column by its plan, in both directions by the same code.
+
+use arrow::array::{Array as _, ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, Schema};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use std::sync::Arc;
+
+use super::derived::Derivation;
+use super::{Items, Limits, Method, Others, Plan, Source, Target, missing};
+use crate::DatasetError;
+use crate::cell::{Builder, Cells, Reader, Shape};
+use crate::coding::{Bit, CellModel, Coder, Decoder, Encoder, Learn, Room};
+use crate::matching::sampled;
+use crate::table::Column;
+
+/// Rows of every array of stored cells but the last: as in a table.
+const BATCH: usize = 1 << 13;
+
+/// A column of a derivative, as decoded: the cells stored, and which items they are of.
+pub(crate) struct Rebuilt {
+    pub(crate) stored: Column,
+    has: Ranked,
+}
+
+impl Rebuilt {
+    /// The number of the stored cell of an item; `None` if it has its base's value.
+    pub(crate) fn stored_at(&self, item: usize) -> Option<usize> {
+        self.has.rank(item)
+    }
+}
+
+/// A set of items that knows how many come before each.
+#[derive(Default)]
+struct Ranked {
+    words: Vec<u64>,
+    before: Vec<u32>,
+    count: u32,
+}
+
+impl Ranked {
+    fn push(&mut self, item: usize, is_in: bool) {
+        if item.is_multiple_of(64) {
+            self.words.push(0);
+            self.before.push(self.count);
+        }
+        if is_in {
+            self.words[item / 64] |= 1 << (item % 64);
+            self.count += 1;
+        }
+    }
+
+    fn rank(&self, item: usize) -> Option<usize> {
+        let word = self.words[item / 64];
+        if word >> (item % 64) & 1 == 0 {
+            return None;
+        }
+        let below = (word & ((1 << (item % 64)) - 1)).count_ones();
+        Some((self.before[item / 64] + below) as usize)
+    }
+}
+
+/// Where decoded cells go.
+struct Sink {
+    ty: DataType,
+    builder: Builder,
+    arrays: Vec<ArrayRef>,
+    has: Ranked,
+}
+
+impl Sink {
+    fn push(&mut self, cell: &[u8]) -> Result<(), DatasetError> {
+        self.builder.push(&mut Reader::new(cell))?;
+        if self.builder.len() == BATCH {
+            let full = std::mem::replace(&mut self.builder, Builder::new(&self.ty)?);
+            self.arrays.push(full.finish()?);
+        }
+        Ok(())
+    }
+}
+
+/// What both directions need to know of a column.
+struct Job<'a> {
+    plan: &'a Plan,
+    ty: &'a DataType,
+    items: &'a Items<'a>,
+    base: Option<&'a Column>,
+    others: &'a Others<'a>,
+}
+
+/// Codes a column: chooses the method by the number of bytes there are to store.
+pub(crate) fn encode(
+    source: Source,
+    target: &Target<'_>,
+    items: &Items<'_>,
+    others: &Others<'_>,
+    limits: Limits,
+    base_rows: usize,
+) -> Result<(Plan, Vec<u8>), DatasetError> {
+    let mut plan = Plan {
+        source,
+        method: Method::Nothing,
+        cells: 0,
+        longest: 0,
+        log_lines: 0,
+        learned: 0,
+        remembered: 0,
+    };
+    // How much there is to store.
+    let mut bytes = 0_usize;
+    let (mut cells, mut longest) = (0_u64, 0_u64);
+    walk(
+        &job_of(&plan, target, items, others),
+        &mut Learn,
+        target,
+        &mut |_, cell, _| {
+            cells += 1;
+            bytes += cell.len();
+            longest = longest.max(cell.len() as u64);
+            Ok(())
+        },
+    )?;
+    (plan.cells, plan.longest) = (cells, longest);
+    if cells == 0 {
+        return Ok((plan, Vec::new()));
+    }
+    if bytes > limits.mixed {
+        plan.method = Method::Parquet;
+        let mut stored = Vec::new();
+        let mut builder = Builder::new(&target.column.ty)?;
+        let mut encoder = Encoder::new();
+        walk(
+            &job_of(&plan, target, items, others),
+            &mut encoder,
+            target,
+            &mut |_, cell, _| {
+                builder.push(&mut Reader::new(cell))?;
+                if builder.len() == BATCH {
+                    let full = std::mem::replace(&mut builder, Builder::new(&target.column.ty)?);
+                    stored.push(full.finish()?);
+                }
+                Ok(())
+            },
+        )?;
+        stored.push(builder.finish()?);
+        let flags = encoder.finish();
+        let mut stream = u32::try_from(flags.len())
+            .map_err(|_| DatasetError::internal("too many flags"))?
+            .to_le_bytes()
+            .to_vec();
+        stream.extend_from_slice(&flags);
+        stream.extend(to_parquet(&target.column.ty, &stored, limits.zstd)?);
+        return Ok((plan, stream));
+    }
+    plan.method = Method::Mixed;
+    if let Some(base) = target.base {
+        let average = {
+            let mut sample = Vec::new();
+            let count = sampled(base_rows, 1000)
+                .map(|row| base.write(row, &mut sample))
+                .count();
+            (sample.len() / count.max(1)).max(1)
+        };
+        let learned = limits.learned.min(12 * bytes + (32 << 10));
+        plan.learned = (learned / average).min(base_rows) as u64;
+        plan.remembered = (limits.remembered / average).min(base_rows) as u64;
+        if !holds_text(&target.column.shape) {
+            plan.remembered = 0;
+            plan.learned = plan.learned.min(20_000);
+        }
+        bytes += learned.min(average * base_rows);
+    }
+    plan.log_lines = (usize::BITS - (bytes * 8).leading_zeros()).clamp(12, 22);
+    let mut encoder = Encoder::new();
+    let mut model = model(&plan, &target.column.shape, target.base, base_rows)?;
+    let room = room(&plan);
+    let mut again = Vec::new();
+    walk(
+        &job_of(&plan, target, items, others),
+        &mut encoder,
+        target,
+        &mut |coder, cell, expected| {
+            again.clear();
+            let mut expected = expected.map(Reader::new);
+            model.code(
+                coder,
+                &mut Reader::new(cell),
+                expected.as_mut(),
+                &mut again,
+                room,
+            )
+        },
+    )?;
+    Ok((plan, encoder.finish()))
+}
+
+/// Decodes a column.
+pub(crate) fn decode(
+    plan: &Plan,
+    stream: &[u8],
+    ty: &DataType,
+    items: &Items<'_>,
+    base: Option<&Column>,
+    base_rows: usize,
+    others: &Others<'_>,
+) -> Result<Rebuilt, DatasetError> {
+    let shape = Shape::of(ty)?;
+    let job = Job {
+        plan,
+        ty,
+        items,
+        base,
+        others,
+    };
+    let sink = Sink {
+        ty: ty.clone(),
+        builder: Builder::new(ty)?,
+        arrays: Vec::new(),
+        has: Ranked::default(),
+    };
+    let (flags, parquet) = match plan.method {
+        Method::Parquet => {
+            let (length, rest) = stream
+                .split_first_chunk::<4>()
+                .ok_or_else(|| missing("a column"))?;
+            rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+                .ok_or_else(|| missing("a column"))?
+        }
+        _ => (stream, &[][..]),
+    };
+    let mut decoder = Decoder::new(flags);
+    let sink = match plan.method {
+        Method::Nothing => rebuild(&job, &mut decoder, sink, |_, _, _| {
+            Err(DatasetError::damaged(
+                "a column has cells that are not stored",
+            ))
+        })?,
+        Method::Parquet => {
+            let arrays = from_parquet(parquet, ty)?;
+            let cells: Vec<Cells> = arrays
+                .iter()
+                .map(|array| Cells::new(array.as_ref()))
+                .collect::<Result<_, _>>()?;
+            let ends: Vec<usize> = arrays.iter().map(|array| array.len()).collect();
+            let (mut at, mut row) = (0, 0);
+            rebuild(&job, &mut decoder, sink, |_, _, out| {
+                while at < ends.len() && row == ends[at] {
+                    (at, row) = (at + 1, 0);
+                }
+                let cells = cells.get(at).ok_or_else(|| missing("a stored cell"))?;
+                cells.write(row, out);
+                row += 1;
+                Ok(())
+            })?
+        }
+        Method::Mixed => {
+            let mut model = model(plan, &shape, base, base_rows)?;
+            let room = room(plan);
+            rebuild(&job, &mut decoder, sink, |coder, expected, out| {
+                let mut expected = expected.map(Reader::new);
+                model.code(coder, &mut Reader::new(&[]), expected.as_mut(), out, room)
+            })?
+        }
+    };
+    if plan.method != Method::Nothing {
+        decoder.finish()?;
+    }
+    let Sink {
+        builder,
+        mut arrays,
+        has,
+        ..
+    } = sink;
+    arrays.push(builder.finish()?);
+    Ok(Rebuilt {
+        stored: Column::of(ty, arrays)?,
+        has,
+    })
+}
+
+fn room(plan: &Plan) -> Room {
+    Room {
+        log_lines: plan.log_lines,
+        history: 256 << 20,
+        longest: usize::try_from(plan.longest).unwrap_or(usize::MAX).max(16),
+    }
+}
+
+/// A model that knows the base's column: some rows by heart, some by their statistics too.
+fn model(
+    plan: &Plan,
+    shape: &Shape,
+    base: Option<&Column>,
+    base_rows: usize,
+) -> Result<CellModel, DatasetError> {
+    let mut room = room(plan);
+    let mut model = CellModel::new(shape, room);
+    let Some(base) = base else {
+        return Ok(model);
+    };
+    room.longest = usize::MAX;
+    let count = |rows: u64| usize::try_from(rows).unwrap_or(0).min(base_rows);
+    let (learned, remembered) = (count(plan.learned), count(plan.remembered));
+    let (mut cell, mut again) = (Vec::new(), Vec::new());
+    let mut is_learned = sampled(base_rows, learned).peekable();
+    for row in sampled(base_rows, remembered) {
+        // A learned row is remembered by that.
+        while is_learned.next_if(|&next| next < row).is_some() {}
+        if is_learned.peek() == Some(&row) {
+            continue;
+        }
+        cell.clear();
+        base.write(row, &mut cell);
+        model.remember(&mut Reader::new(&cell))?;
+    }
+    for row in sampled(base_rows, learned) {
+        (cell.clear(), again.clear());
+        base.write(row, &mut cell);
+        model.code(&mut Learn, &mut Reader::new(&cell), None, &mut again, room)?;
+    }
+    Ok(model)
+}
+
+fn holds_text(shape: &Shape) -> bool {
+    match shape {
+        Shape::Bytes => true,
+        Shape::List(child) | Shape::FixedList(_, child) => holds_text(child),
+        Shape::Struct(parts) => parts.iter().any(holds_text),
+        _ => false,
+    }
+}
+
+fn job_of<'a>(
+    plan: &'a Plan,
+    target: &Target<'a>,
+    items: &'a Items<'a>,
+    others: &'a Others<'a>,
+) -> Job<'a> {
+    Job {
+        plan,
+        ty: &target.column.ty,
+        items,
+        base: target.base,
+        others,
+    }
+}
+
+/// The encoder's walk over all items: codes for each whether it is as predicted, and hands those that are not to `store`.
+fn walk<C: Coder>(
+    job: &Job<'_>,
+    coder: &mut C,
+    target: &Target<'_>,
+    store: &mut dyn FnMut(&mut C, &[u8], Option<&[u8]>) -> Result<(), DatasetError>,
+) -> Result<(), DatasetError> {
+    let mut predictor = Predictor::new(job);
+    let mut cell = Vec::new();
+    let mut room = (Vec::new(), Vec::new());
+    for item in 0..job.items.len() {
+        // The most common case by far, without writing cells.
+        if matches!(job.plan.source, Source::Base(_)) && target.is_same(job.items, item, &mut room)
+        {
+            predictor.hit(coder, true);
+            continue;
+        }
+        cell.clear();
+        target
+            .column
+            .write(job.items.rows[item] as usize, &mut cell);
+        let expects = predictor.expect(job, item)?;
+        if expects {
+            let hit = predictor.expected == cell;
+            if predictor.hit(coder, hit) {
+                continue;
+            }
+        }
+        store(
+            coder,
+            &cell,
+            expects.then_some(predictor.expected.as_slice()),
+        )?;
+        predictor.learn(&cell);
+    }
+    Ok(())
+}
+
+/// The decoder's walk.
+fn rebuild<C: Coder>(
+    job: &Job<'_>,
+    coder: &mut C,
+    mut sink: Sink,
+    mut next: impl FnMut(&mut C, Option<&[u8]>, &mut Vec<u8>) -> Result<(), DatasetError>,
+) -> Result<Sink, DatasetError> {
+    let mut predictor = Predictor::new(job);
+    let mut cell = Vec::new();
+    let from_base = matches!(job.plan.source, Source::Base(_));
+    // Without stored cells and with every cell its base's there is nothing to read.
+    let none = job.plan.cells == 0;
+    for item in 0..job.items.len() {
+        if none && from_base && item < job.items.kept.len() {
+            sink.has.push(item, false);
+            continue;
+        }
+        let expects = predictor.expect(job, item)?;
+        let hit = expects && (none || predictor.hit(coder, true));
+        if hit && from_base {
+            sink.has.push(item, false);
+            continue;
+        }
+        sink.has.push(item, true);
+        if hit {
+            let expected = std::mem::take(&mut predictor.expected);
+            sink.push(&expected)?;
+            predictor.expected = expected;
+            continue;
+        }
+        cell.clear();
+        next(
+            coder,
+            expects.then_some(predictor.expected.as_slice()),
+            &mut cell,
+        )?;
+        sink.push(&cell)?;
+        predictor.learn(&cell);
+    }
+    Ok(sink)
+}
+
+/// What the next item is expected to be.
+struct Predictor {
+    derivation: Option<Derivation>,
+    key: Option<super::derived::Key>,
+    hits: [Bit; 4],
+    last: usize,
+    expected: Vec<u8>,
+    read: Vec<u8>,
+}
+
+impl Predictor {
+    fn new(job: &Job<'_>) -> Self {
+        Self {
+            derivation: match &job.plan.source {
+                Source::Derived(feature) => Some(Derivation::new(feature.via, job.ty)),
+                _ => None,
+            },
+            key: None,
+            hits: [Bit::starting_at(64000); 4],
+            last: 3,
+            expected: Vec::new(),
+            read: Vec::new(),
+        }
+    }
+
+    /// Whether anything is expected; it is in `expected` then.
+    fn expect(&mut self, job: &Job<'_>, item: usize) -> Result<bool, DatasetError> {
+        self.expected.clear();
+        match &job.plan.source {
+            Source::None => Ok(false),
+            Source::Base(_) => {
+                let base = job.base.ok_or_else(|| missing("a column of the base"))?;
+                let Some(&row) = job.items.kept.get(item) else {
+                    return Ok(false);
+                };
+                base.write(row as usize, &mut self.expected);
+                Ok(true)
+            }
+            Source::Derived(feature) => {
+                let shape = job
+                    .others
+                    .shapes
+                    .get(feature.column)
+                    .ok_or_else(|| missing("a column"))?;
+                self.read.clear();
+                (job.others.read)(feature.column, item, &mut self.read);
+                let key = feature.key(shape, &self.read);
+                let expects = self
+                    .derivation
+                    .as_ref()
+                    .is_some_and(|derivation| derivation.expect(&key, &mut self.expected));
+                self.key = Some(key);
+                Ok(expects)
+            }
+        }
+    }
+
+    fn hit<C: Coder>(&mut self, coder: &mut C, hit: bool) -> bool {
+        let hit = self.hits[self.last].code(coder, hit);
+        self.last = (self.last * 2 + usize::from(hit)) & 3;
+        hit
+    }
+
+    fn learn(&mut self, cell: &[u8]) {
+        if let (Some(derivation), Some(key)) = (&mut self.derivation, self.key.take()) {
+            derivation.learn(key, cell);
+        }
+    }
+}
+
+fn to_parquet(ty: &DataType, arrays: &[ArrayRef], level: i32) -> Result<Vec<u8>, DatasetError> {
+    let schema = Arc::new(Schema::new(vec![Field::new("c", ty.clone(), true)]));
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(level)?))
+        .set_statistics_enabled(EnabledStatistics::None)
+        .set_offset_index_disabled(true)
+        .set_created_by("sparse".to_owned())
+        .build();
+    let mut writer = ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), Some(properties))?;
+    for array in arrays {
+        writer.write(&RecordBatch::try_new(
+            Arc::clone(&schema),
+            vec![Arc::clone(array)],
+        )?)?;
+    }
+    Ok(writer.into_inner()?)
+}
+
+fn from_parquet(bytes: &[u8], ty: &DataType) -> Result<Vec<ArrayRef>, DatasetError> {
+    let damaged = |error: &dyn std::fmt::Display| {
+        DatasetError::damaged(format!("stored cells cannot be read: {error}"))
+    };
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes::Bytes::copy_from_slice(bytes))
+        .and_then(|builder| builder.with_batch_size(BATCH).build())
+        .map_err(|error| damaged(&error))?;
+    let mut arrays = Vec::new();
+    for batch in reader {
+        let batch = batch.map_err(|error| damaged(&error))?;
+        let column = batch.columns().first().ok_or_else(|| missing("a column"))?;
+        if column.data_type() != ty {
+            return Err(damaged(&"their type is another"));
+        }
+        arrays.push(Arc::clone(column));
+    }
+    Ok(arrays)
+}

@@ -1,0 +1,198 @@
+//! What a column is predicted from: chosen on a sample, by what it would cost.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::derived::{Derivation, Feature, Measure, Via};
+use super::{Items, Others, Target};
+use crate::DatasetError;
+use crate::cell::Shape;
+use crate::matching::sampled;
+
+/// How a column is coded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plan {
+    pub(crate) source: Source,
+    pub(crate) method: Method,
+    /// Cells that are stored, for they are not as predicted.
+    pub(crate) cells: u64,
+    /// Bytes of the longest.
+    pub(crate) longest: u64,
+    /// Log of the lines of the models.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) log_lines: u32,
+    /// Rows of the base's column whose statistics were learned first.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(crate) learned: u64,
+    /// Rows of it that are remembered.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(crate) remembered: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+fn is_none(value: &u64) -> bool {
+    *value == 0
+}
+
+/// What a cell is predicted from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Source {
+    /// Nothing.
+    None,
+    /// The base row's value in this column; new rows are not predicted.
+    Base(usize),
+    /// Another column of the same row.
+    Derived(Feature),
+}
+
+/// How stored cells are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Method {
+    /// There are none.
+    Nothing,
+    /// By context mixing, with the predicted cell and the base's column as context.
+    Mixed,
+    /// As a Parquet file of one column.
+    Parquet,
+}
+
+/// Items looked at.
+const SAMPLE: usize = 3000;
+
+/// Chooses what a column is predicted from. `paired` is the base's column it belongs to.
+pub(crate) fn choose(
+    target: &Target<'_>,
+    paired: Option<usize>,
+    items: &Items<'_>,
+    others: &Others<'_>,
+    may_use: &[usize],
+) -> Result<Source, DatasetError> {
+    let sample: Vec<usize> = sampled(items.len(), SAMPLE).collect();
+    let mut room = (Vec::new(), Vec::new());
+    let cells: Vec<Vec<u8>> = sample
+        .iter()
+        .map(|&item| {
+            let mut cell = Vec::new();
+            target.column.write(items.rows[item] as usize, &mut cell);
+            cell
+        })
+        .collect();
+    let price = price_of(&cells);
+    let plain = cells.len() as f64 * price;
+    let (mut best, mut source) = (plain, Source::None);
+    if let Some(column) = paired {
+        let misses = sample
+            .iter()
+            .filter(|&&item| !target.is_same(items, item, &mut room))
+            .count();
+        // An edited value resembles the base's.
+        let cost = flags(misses, sample.len()) + misses as f64 * price * 0.6;
+        (best, source) = (cost, Source::Base(column));
+        if plain < cost * 0.5 {
+            (best, source) = (plain, Source::None);
+        }
+        if misses == 0 {
+            return Ok(source);
+        }
+    }
+    let ty = &target.column.ty;
+    let mut read = Vec::new();
+    for &column in may_use {
+        let shape = &others.shapes[column];
+        for feature in Feature::all(column, shape) {
+            for &via in ways(&feature, shape, &target.column.shape) {
+                let feature = Feature {
+                    via,
+                    ..feature.clone()
+                };
+                let mut derivation = Derivation::new(via, ty);
+                let mut misses = 0;
+                let mut expected = Vec::new();
+                for (&item, cell) in sample.iter().zip(&cells) {
+                    read.clear();
+                    (others.read)(column, item, &mut read);
+                    let key = feature.key(shape, &read);
+                    expected.clear();
+                    let hit = derivation.expect(&key, &mut expected) && expected == *cell;
+                    if !hit {
+                        misses += 1;
+                        derivation.learn(key, cell);
+                    }
+                    // Worse already.
+                    if misses as f64 * price > best {
+                        break;
+                    }
+                }
+                let cost = flags(misses, sample.len()) + misses as f64 * price + 16.0;
+                if cost < best * 0.8 {
+                    (best, source) = (cost, Source::Derived(feature));
+                }
+            }
+        }
+    }
+    Ok(source)
+}
+
+fn ways(feature: &Feature, from: &Shape, to: &Shape) -> &'static [Via] {
+    let mut shape = from;
+    for &part in &feature.path {
+        if let Shape::Struct(parts) = shape {
+            shape = &parts[part];
+        }
+    }
+    match feature.measure {
+        Measure::Value if shape == to => &[Via::Same, Via::Map],
+        Measure::Value if matches!(shape, Shape::Fixed(1 | 2 | 4 | 8)) => &[Via::Map, Via::Steps],
+        Measure::Value => &[Via::Map],
+        Measure::Lower | Measure::Upper | Measure::Trimmed if matches!(to, Shape::Bytes) => {
+            &[Via::Same]
+        }
+        Measure::Lower | Measure::Upper | Measure::Trimmed => &[],
+        Measure::Ascii => &[Via::Same, Via::Map],
+        _ => &[Via::Same, Via::Map, Via::Steps],
+    }
+}
+
+/// What a cell costs, in bits, if nothing predicts it: by its length, or by how often its like occurs.
+fn price_of(cells: &[Vec<u8>]) -> f64 {
+    let mut counts: HashMap<&[u8], usize> = HashMap::new();
+    for cell in cells {
+        *counts.entry(cell).or_default() += 1;
+    }
+    let total = cells.len().max(1) as f64;
+    let entropy: f64 = counts
+        .values()
+        .map(|&count| count as f64 * (total / count as f64).log2())
+        .sum::<f64>()
+        / total;
+    let bytes = cells.iter().map(Vec::len).sum::<usize>() as f64 / total;
+    if counts.len() * 4 < cells.len() {
+        entropy.min(bytes * 3.0).max(0.01)
+    } else {
+        bytes * 3.0
+    }
+}
+
+/// What it costs, in bits, to say which of `all` are the `some`.
+fn flags(some: usize, all: usize) -> f64 {
+    let (some, all) = (some as f64, all as f64);
+    if some <= 0.0 || some >= all {
+        return 1.0;
+    }
+    let p = some / all;
+    all * -(p * p.log2() + (1.0 - p) * (1.0 - p).log2())
+}

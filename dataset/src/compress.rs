@@ -1,0 +1,574 @@
+//! `Compress`: a derivative dataset stored as the delta of its base.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sparse_codec::Effort;
+use sparse_delta::support::{self, Occupant, Output};
+use sparse_delta::{CancelToken, DeltaError, Progress, Status};
+use sparse_store::{OpenOptions, Published, Replace, Staged};
+
+use crate::DatasetError;
+use crate::artifact;
+use crate::effort::limits;
+use crate::error::During;
+use crate::input::{Dataset, Format, Rows};
+use crate::manifest::{DatasetManifest, FORMAT_VERSION, MANIFEST, PAYLOAD, SizeStats, SplitEntry};
+use crate::output::Writer;
+use crate::split;
+use crate::table::{LogicalHash, Table};
+
+/// A dataset, or a reference by which one is opened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// A path, URL or Hub id.
+    Reference(String),
+    /// An open dataset.
+    Open(Dataset),
+}
+
+impl Input {
+    /// The dataset.
+    pub(crate) async fn open(self, options: &OpenOptions) -> Result<Dataset, DatasetError> {
+        match self {
+            Self::Reference(reference) => Dataset::open(&reference, options).await,
+            Self::Open(dataset) => Ok(dataset),
+        }
+    }
+}
+
+impl From<&str> for Input {
+    fn from(reference: &str) -> Self {
+        Self::Reference(reference.to_owned())
+    }
+}
+
+impl From<String> for Input {
+    fn from(reference: String) -> Self {
+        Self::Reference(reference)
+    }
+}
+
+impl From<Dataset> for Input {
+    fn from(dataset: Dataset) -> Self {
+        Self::Open(dataset)
+    }
+}
+
+/// Stores a derivative dataset as the delta of its base.
+#[must_use = "nothing happens until `stage` is awaited"]
+pub struct Compress {
+    base: Input,
+    derivative: Input,
+    output: Option<String>,
+    splits: Vec<String>,
+    effort: Effort,
+    overwrite: bool,
+    dry_run: bool,
+    threads: Option<usize>,
+    open: OpenOptions,
+    progress: Option<Progress>,
+    cancel: CancelToken,
+}
+
+/// What was made.
+#[derive(Clone, Debug)]
+pub struct CompressOutcome {
+    /// Whether the artifact was written.
+    pub status: Status,
+    /// Where it is; nowhere after a dry run.
+    pub path: Option<String>,
+    /// What it is.
+    pub manifest: DatasetManifest,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Compress {
+    /// The delta of `derivative` against `base`.
+    pub fn new(base: impl Into<Input>, derivative: impl Into<Input>) -> Self {
+        Self {
+            base: base.into(),
+            derivative: derivative.into(),
+            output: None,
+            splits: Vec::new(),
+            effort: Effort::Default,
+            overwrite: false,
+            dry_run: false,
+            threads: None,
+            open: OpenOptions::default(),
+            progress: None,
+            cancel: CancelToken::default(),
+        }
+    }
+
+    /// The folder or object store URL the artifact goes to. Default: its key, in the delta store.
+    pub fn output(mut self, output: impl Into<String>) -> Self {
+        self.output = Some(output.into());
+        self
+    }
+
+    /// The splits of the derivative to store. Default: all.
+    pub fn splits(mut self, splits: Vec<String>) -> Self {
+        self.splits = splits;
+        self
+    }
+
+    /// How hard to try.
+    pub fn effort(mut self, effort: Effort) -> Self {
+        self.effort = effort;
+        self
+    }
+
+    /// Whether another dataset delta at the output may be replaced. Nothing but one ever is.
+    pub fn overwrite(mut self, overwrite: bool) -> Self {
+        self.overwrite = overwrite;
+        self
+    }
+
+    /// Whether to compute everything and write nothing.
+    pub fn dry_run(mut self, dry_run: bool) -> Self {
+        self.dry_run = dry_run;
+        self
+    }
+
+    /// How many threads work. Default: as many as there are cores.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = (threads > 0).then_some(threads);
+        self
+    }
+
+    /// How references are opened: caches, credentials.
+    pub fn open_options(mut self, options: OpenOptions) -> Self {
+        self.open = options;
+        self
+    }
+
+    /// Told what is being done and how far it is.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Stops the operation from outside.
+    pub fn cancel(mut self, cancel: CancelToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// Makes the artifact under a temporary name; nothing is visible until it is committed.
+    ///
+    /// # Errors
+    /// Datasets that cannot be read, columns of types that cannot be stored, and an output that is taken.
+    pub async fn stage(mut self) -> Result<StagedDelta, DatasetError> {
+        let started = Instant::now();
+        if self.open.progress.is_none() {
+            self.open.progress.clone_from(&self.progress);
+        }
+        let output = self.output.as_deref().map(Output::parse).transpose()?;
+        let (base, derivative) =
+            futures::try_join!(self.base.open(&self.open), self.derivative.open(&self.open))?;
+        let job = Job {
+            splits: derivative.select(&self.splits)?,
+            base,
+            derivative,
+            output,
+            effort: self.effort,
+            overwrite: self.overwrite,
+            dry_run: self.dry_run,
+            open: self.open,
+            progress: self.progress,
+            cancel: self.cancel,
+            started,
+        };
+        let threads = self.threads;
+        tokio::task::spawn_blocking(move || {
+            let pool = support::pool(threads)?;
+            // What panics below is a fault of ours or of a library fed hostile bytes: an error like any other.
+            support::guarded(|| Ok(pool.install(|| job.run())))?
+        })
+        .await
+        .map_err(|error| DatasetError::internal(error.to_string()))?
+    }
+
+    /// Makes the artifact and commits it.
+    ///
+    /// # Errors
+    /// As [`Compress::stage`] and [`StagedDelta::commit`].
+    pub async fn run(self) -> Result<CompressOutcome, DatasetError> {
+        self.stage().await?.commit().await
+    }
+}
+
+/// An artifact that is complete and not yet visible. Dropped, it leaves nothing.
+pub struct StagedDelta {
+    place: Place,
+    outcome: CompressOutcome,
+    open: OpenOptions,
+    started: Instant,
+}
+
+enum Place {
+    /// Nothing is to be made visible.
+    Nowhere,
+    Local(Staged, Replace),
+    Remote(tempfile::TempDir, url::Url),
+}
+
+impl StagedDelta {
+    /// What it will be.
+    #[must_use]
+    pub fn manifest(&self) -> &DatasetManifest {
+        &self.outcome.manifest
+    }
+
+    /// Makes the artifact visible, in one step.
+    ///
+    /// # Errors
+    /// An output that was taken in the meantime, or a disk that fails.
+    pub async fn commit(mut self) -> Result<CompressOutcome, DatasetError> {
+        match self.place {
+            Place::Nowhere => {}
+            Place::Local(staged, replace) => {
+                let committed = tokio::task::spawn_blocking(move || staged.commit(replace))
+                    .await
+                    .map_err(|error| DatasetError::internal(error.to_string()))??;
+                self.outcome.path = Some(committed.path.display().to_string());
+            }
+            Place::Remote(folder, url) => {
+                let published = sparse_store::publish(folder.path(), &url, &self.open).await?;
+                if let Published::Exists { manifest } = published {
+                    let there: Option<DatasetManifest> = serde_json::from_slice(&manifest).ok();
+                    if there.is_none_or(|there| there.key != self.outcome.manifest.key) {
+                        return Err(DeltaError::Exists {
+                            path: PathBuf::from(url.to_string()),
+                            what: "it holds another artifact".to_owned(),
+                        }
+                        .into());
+                    }
+                    self.outcome.status = Status::Exists;
+                }
+            }
+        }
+        self.outcome.elapsed = self.started.elapsed();
+        Ok(self.outcome)
+    }
+}
+
+struct Job {
+    base: Dataset,
+    derivative: Dataset,
+    splits: Vec<(String, Arc<dyn Rows>)>,
+    output: Option<Output>,
+    effort: Effort,
+    overwrite: bool,
+    dry_run: bool,
+    open: OpenOptions,
+    progress: Option<Progress>,
+    cancel: CancelToken,
+    started: Instant,
+}
+
+/// One split of each side, loaded.
+pub(crate) struct Pair {
+    pub(crate) base: Table,
+    pub(crate) derivative: Table,
+    pub(crate) base_name: Option<String>,
+}
+
+impl Pair {
+    /// Reads a split of the derivative and its counterpart in the base.
+    pub(crate) fn load(
+        base: &Dataset,
+        name: &str,
+        rows: &Arc<dyn Rows>,
+        scratch: &Path,
+    ) -> Result<Self, DatasetError> {
+        let schema = rows.schema()?;
+        let derivative = Table::load(&schema, rows.read()?, &|_| None, scratch)?;
+        let counterpart = base.counterpart(name);
+        let base = match counterpart {
+            Some((_, rows)) => Table::load(
+                &rows.schema()?,
+                rows.read()?,
+                &|column| split::wanted(&schema, column),
+                scratch,
+            )?,
+            None => Table::empty(),
+        };
+        Ok(Self {
+            base,
+            derivative,
+            base_name: counterpart.map(|(name, _)| name.clone()),
+        })
+    }
+}
+
+impl Job {
+    fn check(&self) -> Result<(), DatasetError> {
+        if self.cancel.is_cancelled() {
+            return Err(DeltaError::Cancelled.into());
+        }
+        Ok(())
+    }
+
+    fn tell(&self, message: &str, fraction: f64) {
+        if let Some(progress) = &self.progress {
+            progress(message, fraction);
+        }
+    }
+
+    fn run(self) -> Result<StagedDelta, DatasetError> {
+        if let Some(Output::Local(path)) = &self.output {
+            let inputs: Vec<(&str, &Path)> = [
+                ("base dataset", self.base.root()),
+                ("derivative", self.derivative.root()),
+            ]
+            .into_iter()
+            .filter_map(|(what, root)| Some((what, root?)))
+            .collect();
+            support::refuse_inputs(path, &inputs)?;
+            if !self.overwrite {
+                look(path)?;
+            }
+        }
+        let scratch = std::env::temp_dir();
+        let mut payload = Vec::new();
+        let mut entries = Vec::new();
+        let mut sizes = SizeStats::default();
+        let count = self.splits.len() as f64;
+        let mut used = std::collections::HashSet::new();
+        for (at, (name, rows)) in self.splits.iter().enumerate() {
+            self.check()?;
+            self.tell(&format!("reading {name}"), at as f64 / count);
+            let pair = Pair::load(&self.base, name, rows, &scratch)
+                .map_err(|error| named(error, &self.derivative, name))?;
+            let counterpart = self.base.counterpart(name);
+            if let Some((base_name, base_rows)) = counterpart
+                && used.insert(base_name.clone())
+            {
+                sizes.base_size_bytes += base_rows.bytes();
+            }
+            sizes.derivative_size_bytes += rows.bytes();
+            self.tell(&format!("coding {name}"), (at as f64 + 0.2) / count);
+            let coded = split::encode(&pair.base, &pair.derivative, limits(self.effort), &|| {
+                self.check()
+            })?;
+            let same_schema = crate::canonical::describe(&pair.base.schema)
+                == crate::canonical::describe(&pair.derivative.schema);
+            let schema = (!same_schema).then_some(&pair.derivative.schema);
+            let plan = artifact::append(&mut payload, &coded, schema)?;
+            entries.push(self.entry(name, rows, &pair, &coded, plan, &scratch)?);
+        }
+        let key = self.key(&entries);
+        let mut manifest = DatasetManifest {
+            version: "1.0".to_owned(),
+            delta_type: "dataset_delta".to_owned(),
+            base_dataset_id: self.base.id().to_owned(),
+            derivative_dataset_id: self.derivative.id().to_owned(),
+            created_at: support::timestamp(),
+            format_version: FORMAT_VERSION,
+            key,
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            effort: self.effort.to_string(),
+            num_shared_samples: entries
+                .iter()
+                .map(|e: &SplitEntry| e.shared + e.edited)
+                .sum(),
+            num_new_samples: entries.iter().map(|e| e.new).sum(),
+            size_stats: sizes,
+            single_file: self.derivative.is_file(),
+            splits: entries,
+            payload: blake3::hash(&payload).to_hex().to_string(),
+            seal: String::new(),
+        };
+        let stored = manifest.sealed(payload.len() as u64)?;
+        self.tell("writing", 0.99);
+        self.place(manifest, &stored, &payload)
+    }
+
+    fn entry(
+        &self,
+        name: &str,
+        rows: &Arc<dyn Rows>,
+        pair: &Pair,
+        coded: &split::Coded,
+        plan: sparse_delta::Blob,
+        scratch: &Path,
+    ) -> Result<SplitEntry, DatasetError> {
+        let plan_of = &coded.plan;
+        let total = pair.derivative.rows as u64;
+        let mut files = rows.files()?;
+        if let [(_, rows)] = files.as_mut_slice() {
+            *rows = total;
+        }
+        let format = match rows.format() {
+            format @ (Format::Csv | Format::Jsonl) if !survives(rows, pair, format, scratch)? => {
+                Format::Parquet
+            }
+            format => format,
+        };
+        if format != rows.format() || files.is_empty() {
+            files = vec![(format!("{name}.{}", format.ending()), total)];
+        }
+        Ok(SplitEntry {
+            name: name.to_owned(),
+            base: pair.base_name.clone(),
+            rows: total,
+            base_rows: pair.base.rows as u64,
+            shared: plan_of.kept - plan_of.edited,
+            edited: plan_of.edited,
+            new: plan_of.new,
+            removed: plan_of.removed,
+            base_hash: pair.base.hash.clone(),
+            hash: pair.derivative.hash.clone(),
+            format,
+            files,
+            plan,
+        })
+    }
+
+    /// What the artifact is a function of.
+    fn key(&self, entries: &[SplitEntry]) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("sparse 2026-11 key of a dataset delta");
+        let mut text = |text: &str| {
+            hasher
+                .update(&(text.len() as u64).to_le_bytes())
+                .update(text.as_bytes());
+        };
+        text(&FORMAT_VERSION.to_string());
+        text(&self.effort.to_string());
+        for entry in entries {
+            text(&entry.name);
+            text(&entry.base_hash);
+            text(&entry.hash);
+            for (path, rows) in &entry.files {
+                text(path);
+                text(&rows.to_string());
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
+    fn place(
+        self,
+        manifest: DatasetManifest,
+        stored: &[u8],
+        payload: &[u8],
+    ) -> Result<StagedDelta, DatasetError> {
+        let mut outcome = CompressOutcome {
+            status: Status::Created,
+            path: None,
+            manifest,
+            elapsed: Duration::ZERO,
+        };
+        let write = |folder: &Path| -> Result<(), DatasetError> {
+            for (name, bytes) in [(PAYLOAD, payload), (MANIFEST, stored)] {
+                let path = folder.join(name);
+                std::fs::write(&path, bytes).during("write", &path)?;
+            }
+            Ok(())
+        };
+        let place = if self.dry_run {
+            outcome.status = Status::DryRun;
+            Place::Nowhere
+        } else {
+            match &self.output {
+                Some(Output::Url(url)) => {
+                    let folder =
+                        tempfile::tempdir().during("create a folder in", std::env::temp_dir())?;
+                    write(folder.path())?;
+                    outcome.path = Some(url.to_string());
+                    Place::Remote(folder, url.clone())
+                }
+                local => {
+                    let path = match local {
+                        Some(Output::Local(path)) => path.clone(),
+                        _ => support::store_in(&self.open.cache()).join(&outcome.manifest.key),
+                    };
+                    outcome.path = Some(path.display().to_string());
+                    if same_key(&path, &outcome.manifest.key) {
+                        outcome.status = Status::Exists;
+                        Place::Nowhere
+                    } else {
+                        let replace = if self.overwrite {
+                            replaceable(&path)?
+                        } else {
+                            look(&path)?
+                        };
+                        let staged = Staged::dir(&path)?;
+                        write(staged.path())?;
+                        Place::Local(staged, replace)
+                    }
+                }
+            }
+        };
+        Ok(StagedDelta {
+            place,
+            outcome,
+            open: self.open,
+            started: self.started,
+        })
+    }
+}
+
+/// Says which split an error is about.
+pub(crate) fn named(error: DatasetError, dataset: &Dataset, split: &str) -> DatasetError {
+    match error {
+        DatasetError::Unsupported { ty } => DatasetError::usage(format!(
+            "split {split:?} of {} has a column of type {ty}, which is not supported; cast it in a query first",
+            dataset.id()
+        )),
+        error => error,
+    }
+}
+
+/// Whether rows come back the same when they are written in a text format and read again.
+fn survives(
+    rows: &Arc<dyn Rows>,
+    pair: &Pair,
+    format: Format,
+    scratch: &Path,
+) -> Result<bool, DatasetError> {
+    let folder = tempfile::tempdir_in(scratch).during("create a folder in", scratch)?;
+    let path = folder.path().join(format!("rows.{}", format.ending()));
+    let mut writer = Writer::create(&path, format, &pair.derivative.schema)?;
+    for batch in rows.read()? {
+        writer.write(&batch?)?;
+    }
+    writer.finish(&path)?;
+    let Ok((schema, batches)) = crate::input::open_file(&path, format) else {
+        return Ok(false);
+    };
+    let mut hash = LogicalHash::new(&schema)?;
+    for batch in batches {
+        let Ok(batch) = batch else {
+            return Ok(false);
+        };
+        hash.update(&batch)?;
+    }
+    Ok(hash.finish() == pair.derivative.hash)
+}
+
+/// Whether the artifact with this key is at a place, whole.
+fn same_key(path: &Path, key: &str) -> bool {
+    artifact::Artifact::open(path).is_ok_and(|artifact| artifact.manifest.key == key)
+}
+
+/// Refuses what is taken by anything but a dataset delta; how one may be replaced.
+fn look(path: &Path) -> Result<Replace, DatasetError> {
+    match support::occupant(path)? {
+        Occupant::Nothing | Occupant::EmptyDir => Ok(Replace::Allow),
+        Occupant::Dir if DatasetManifest::read(path).is_ok() => Ok(Replace::Never),
+        Occupant::Dir | Occupant::File => Err(DeltaError::Refused {
+            path: path.into(),
+            why: "it holds something other than a dataset delta".to_owned(),
+        }
+        .into()),
+    }
+}
+
+fn replaceable(path: &Path) -> Result<Replace, DatasetError> {
+    look(path).map(|_| Replace::Allow)
+}

@@ -1,0 +1,191 @@
+//! `manifest.json` of a dataset delta: what it is, in a form people can read; written last.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sparse_delta::support::seal::{self, Sealed};
+use sparse_delta::{Blob, DeltaError};
+
+use crate::DatasetError;
+use crate::input::Format;
+
+/// The version of the artifact format this program writes, and the latest it reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The files of an artifact.
+pub(crate) const MANIFEST: &str = "manifest.json";
+pub(crate) const PAYLOAD: &str = "payload.bin";
+/// A manifest this large is not one of ours.
+const MAX_MANIFEST: u64 = 64 << 20;
+
+/// The manifest of a dataset delta.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DatasetManifest {
+    /// Version of the manifest's public fields: "1.0".
+    pub version: String,
+    /// "dataset_delta".
+    pub delta_type: String,
+    /// The base dataset as it was given.
+    pub base_dataset_id: String,
+    /// The derivative as it was given.
+    pub derivative_dataset_id: String,
+    /// When the artifact was made, ISO 8601, UTC.
+    pub created_at: String,
+    /// Version of the artifact format.
+    pub format_version: u32,
+    /// What the artifact is a function of: BLAKE3 over the logical hashes of both sides, the effort and the version.
+    pub key: String,
+    /// The program version that wrote it.
+    pub tool_version: String,
+    /// "fast", "default" or "max".
+    pub effort: String,
+    /// Rows of all splits that the base has, edited or not.
+    pub num_shared_samples: u64,
+    /// Rows that it has not.
+    pub num_new_samples: u64,
+    /// Sizes.
+    pub size_stats: SizeStats,
+    /// Whether the derivative was a single file rather than a folder.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub single_file: bool,
+    /// The splits, in order.
+    pub splits: Vec<SplitEntry>,
+    /// BLAKE3 of `payload.bin`.
+    pub payload: String,
+    /// BLAKE3 (first 16 bytes) of this manifest without this field, as compact JSON.
+    #[serde(default)]
+    pub seal: String,
+}
+
+/// How large things are, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SizeStats {
+    /// The base's files.
+    pub base_size_bytes: u64,
+    /// The derivative's files.
+    pub derivative_size_bytes: u64,
+    /// The artifact's files, the manifest included.
+    pub delta_size_bytes: u64,
+    /// What the artifact saves of the derivative, in percent.
+    pub savings_pct: f64,
+}
+
+impl SizeStats {
+    /// With the artifact's size known.
+    pub(crate) fn with_delta(mut self, bytes: u64) -> Self {
+        let share = bytes as f64 / self.derivative_size_bytes.max(1) as f64;
+        self.delta_size_bytes = bytes;
+        self.savings_pct = (1e4 * (1.0 - share)).round() / 100.0;
+        self
+    }
+}
+
+/// One split of the derivative.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitEntry {
+    /// Its name.
+    pub name: String,
+    /// The base's split it was made from.
+    pub base: Option<String>,
+    /// Its rows.
+    pub rows: u64,
+    /// Rows of the base's split.
+    pub base_rows: u64,
+    /// Rows that are in the base as they are.
+    pub shared: u64,
+    /// Rows made from one of the base by changing values.
+    pub edited: u64,
+    /// Rows of their own.
+    pub new: u64,
+    /// Rows of the base that are not used.
+    pub removed: u64,
+    /// The logical hash of the base's split.
+    pub base_hash: String,
+    /// The logical hash of this split.
+    pub hash: String,
+    /// How its files store rows.
+    pub format: Format,
+    /// Its files in order: path below the dataset, and rows.
+    pub files: Vec<(String, u64)>,
+    /// Where its plan is in `payload.bin`: schema, programs, and the streams that follow it.
+    pub plan: Blob,
+}
+
+impl Sealed for DatasetManifest {
+    fn count(&mut self, bytes: u64) {
+        self.size_stats = self.size_stats.with_delta(bytes);
+    }
+
+    fn seal(&mut self) -> &mut String {
+        &mut self.seal
+    }
+}
+
+impl DatasetManifest {
+    /// The manifest as stored, sealed, with the sizes filled in.
+    pub(crate) fn sealed(&mut self, payload: u64) -> Result<Vec<u8>, DatasetError> {
+        Ok(seal::settle(self, payload)?)
+    }
+
+    /// Reads and checks the manifest of the artifact in a folder.
+    pub(crate) fn read(folder: &Path) -> Result<Self, DatasetError> {
+        let path = folder.join(MANIFEST);
+        let meta = std::fs::metadata(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
+                DeltaError::NotFound {
+                    what: format!("a dataset delta at {}", folder.display()),
+                    remedy: "give the folder that `sparse dataset-compress` wrote".to_owned(),
+                }
+            }
+            _ => DeltaError::io("read", &path, error),
+        })?;
+        if meta.len() > MAX_MANIFEST {
+            return Err(DeltaError::corrupt(&path, "it is too large for a manifest").into());
+        }
+        let bytes = std::fs::read(&path).map_err(|error| DeltaError::io("read", &path, error))?;
+        Self::parse(&path, &bytes)
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DatasetError> {
+        let corrupt = |problem: String| DatasetError::from(DeltaError::corrupt(path, problem));
+        let value = seal::value(path, bytes)?;
+        match value.get("delta_type").and_then(serde_json::Value::as_str) {
+            Some("dataset_delta") => {}
+            Some(other) => {
+                return Err(DatasetError::usage(format!(
+                    "{} is the manifest of a {other}, not of a dataset delta; use `sparse reconstruct`",
+                    path.display()
+                )));
+            }
+            None => return Err(corrupt("it is not the manifest of a delta".to_owned())),
+        }
+        let manifest: Self = seal::open(path, value, FORMAT_VERSION)?;
+        manifest.check().map_err(corrupt)?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let mut names = std::collections::HashSet::new();
+        let mut paths = std::collections::HashSet::new();
+        for split in &self.splits {
+            if !names.insert(&split.name) {
+                return Err(format!("split {:?} occurs twice", split.name));
+            }
+            let mut rows = 0_u64;
+            for (path, count) in &split.files {
+                sparse_store::check_relative(path).map_err(|error| error.to_string())?;
+                if !paths.insert(path) {
+                    return Err(format!("path {path:?} occurs twice"));
+                }
+                rows = rows.checked_add(*count).ok_or("sizes overflow")?;
+            }
+            if rows != split.rows || split.files.is_empty() {
+                return Err(format!("the rows of split {:?} do not add up", split.name));
+            }
+        }
+        if self.single_file && (self.splits.len() != 1 || self.splits[0].files.len() != 1) {
+            return Err("a single file has several".to_owned());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,163 @@
+//! Rows that share their rarest words: edited texts without a key (Broder, "On the resemblance and containment of documents",
+//! 1997: bottom-k sketches of shingles).
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use super::{NEW, Shared, narrow, sampled};
+use crate::DatasetError;
+use crate::table::Column;
+
+/// Shingles kept of a row.
+const SKETCH: usize = 12;
+/// Words of a shingle.
+const WORDS: usize = 2;
+/// Rows of the base with the same shingle, beyond which it says nothing.
+const COMMON: usize = 64;
+/// Candidates that are looked at closely.
+const CLOSE: usize = 4;
+/// The share of shingles two rows must have in common.
+const LEAST: f64 = 0.25;
+/// Bytes of a text that are sketched.
+const LONGEST: usize = 1 << 16;
+
+/// Gives rows that are new so far the base row whose text they share most of.
+pub(super) fn join(shared: &Shared, found: &mut [u32], used: &[bool]) -> Result<(), DatasetError> {
+    let open: Vec<u32> = (0..found.len())
+        .filter(|&row| found[row] == NEW)
+        .map(narrow)
+        .collect();
+    let Some(column) = main_text(shared, found.len()) else {
+        return Ok(());
+    };
+    if open.is_empty() {
+        return Ok(());
+    }
+    let (base, derivative) = (&shared.base[column], &shared.derivative[column]);
+    let sketches: Vec<Vec<u64>> = open
+        .par_iter()
+        .map(|&row| bottom(derivative.text(row as usize)))
+        .collect();
+    let mut wanted: HashMap<u64, Vec<u32>> = HashMap::new();
+    for shingle in sketches.iter().flatten() {
+        wanted.entry(*shingle).or_default();
+    }
+    // Base rows in order: the same list whatever the threads do.
+    let hits: Vec<Vec<u64>> = (0..used.len())
+        .into_par_iter()
+        .map(|row| {
+            let mut sketch = bottom(base.text(row));
+            sketch.retain(|shingle| wanted.contains_key(shingle));
+            sketch
+        })
+        .collect();
+    for (row, shingles) in hits.iter().enumerate() {
+        for shingle in shingles {
+            if let Some(rows) = wanted.get_mut(shingle)
+                && rows.len() <= COMMON
+            {
+                rows.push(narrow(row));
+            }
+        }
+    }
+    drop(hits);
+    let best: Vec<u32> = open
+        .par_iter()
+        .zip(&sketches)
+        .map(|(&row, sketch)| {
+            let mut counts: HashMap<u32, usize> = HashMap::new();
+            for shingle in sketch {
+                let rows = wanted.get(shingle).map_or(&[][..], Vec::as_slice);
+                if rows.len() <= COMMON {
+                    for &candidate in rows {
+                        *counts.entry(candidate).or_default() += 1;
+                    }
+                }
+            }
+            let mut candidates: Vec<(usize, bool, u32)> = counts
+                .into_iter()
+                .map(|(candidate, count)| (count, !used[candidate as usize], candidate))
+                .collect();
+            candidates.sort_unstable_by(|a, b| (b.0, b.1, a.2).cmp(&(a.0, a.1, b.2)));
+            let text = shingles(derivative.text(row as usize));
+            candidates
+                .into_iter()
+                .take(CLOSE)
+                .map(|(_, _, candidate)| {
+                    (
+                        common(&text, &shingles(base.text(candidate as usize))),
+                        candidate,
+                    )
+                })
+                .filter(|(share, _)| *share >= LEAST)
+                .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)))
+                .map_or(NEW, |(_, candidate)| candidate)
+        })
+        .collect();
+    for (row, at) in open.into_iter().zip(best) {
+        found[row as usize] = at;
+    }
+    Ok(())
+}
+
+/// The shared column with the most text.
+fn main_text(shared: &Shared, rows: usize) -> Option<usize> {
+    (0..shared.derivative.len())
+        .map(|c| (text_of(&shared.derivative[c], rows), c))
+        .filter(|(bytes, _)| *bytes >= 16 * rows.min(1000))
+        .max()
+        .map(|(_, c)| c)
+}
+
+fn text_of(column: &Column, rows: usize) -> usize {
+    sampled(rows, 1000)
+        .filter_map(|row| column.text(row))
+        .map(<[u8]>::len)
+        .sum()
+}
+
+/// The hashes of all runs of [`WORDS`] words, sorted, each once.
+fn shingles(text: Option<&[u8]>) -> Vec<u64> {
+    let text = text.unwrap_or_default();
+    let text = &text[..text.len().min(LONGEST)];
+    let words: Vec<u64> = text
+        .split(|byte| !byte.is_ascii_alphanumeric() && *byte < 128)
+        .filter(|word| !word.is_empty())
+        .map(|word| {
+            word.iter().fold(0x8422_2325_u64, |h, &b| {
+                (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+            })
+        })
+        .collect();
+    let mut all: Vec<u64> = words
+        .windows(WORDS)
+        .map(|window| {
+            let mixed = window.iter().fold(0_u64, |h, &w| {
+                (h.rotate_left(21) ^ w).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            });
+            mixed ^ (mixed >> 31)
+        })
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn bottom(text: Option<&[u8]>) -> Vec<u64> {
+    let mut all = shingles(text);
+    all.truncate(SKETCH);
+    all
+}
+
+/// The share of the shingles of both that both have, of the smaller.
+fn common(a: &[u64], b: &[u64]) -> f64 {
+    let (mut at, mut same) = (0, 0_usize);
+    for shingle in a {
+        while at < b.len() && b[at] < *shingle {
+            at += 1;
+        }
+        same += usize::from(b.get(at) == Some(shingle));
+    }
+    same as f64 / a.len().min(b.len()).max(1) as f64
+}

@@ -1,0 +1,85 @@
+//! Files of rows, written.
+
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
+use std::path::Path;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::ipc::writer::FileWriter;
+use arrow::json::LineDelimitedWriter;
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::WriterProperties;
+
+use crate::DatasetError;
+use crate::error::During;
+use crate::input::Format;
+
+/// Level of zstd in Parquet files.
+const LEVEL: i32 = 3;
+
+/// A file in the making.
+pub(crate) enum Writer {
+    Parquet(Box<ArrowWriter<BufWriter<File>>>),
+    Arrow(Box<FileWriter<BufWriter<File>>>),
+    Csv(Box<arrow::csv::Writer<BufWriter<File>>>),
+    Jsonl(Box<LineDelimitedWriter<BufWriter<File>>>),
+}
+
+impl Writer {
+    pub(crate) fn create(
+        path: &Path,
+        format: Format,
+        schema: &SchemaRef,
+    ) -> Result<Self, DatasetError> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).during("create", folder)?;
+        }
+        let file = BufWriter::new(File::create(path).during("create", path)?);
+        Ok(match format {
+            Format::Parquet => {
+                let properties = WriterProperties::builder()
+                    .set_compression(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?))
+                    .build();
+                Self::Parquet(Box::new(ArrowWriter::try_new(
+                    file,
+                    std::sync::Arc::clone(schema),
+                    Some(properties),
+                )?))
+            }
+            Format::Arrow => Self::Arrow(Box::new(FileWriter::try_new(file, schema)?)),
+            Format::Csv => Self::Csv(Box::new(
+                arrow::csv::WriterBuilder::new()
+                    .with_header(true)
+                    .build(file),
+            )),
+            Format::Jsonl => Self::Jsonl(Box::new(LineDelimitedWriter::new(file))),
+        })
+    }
+
+    pub(crate) fn write(&mut self, batch: &RecordBatch) -> Result<(), DatasetError> {
+        match self {
+            Self::Parquet(writer) => writer.write(batch)?,
+            Self::Arrow(writer) => writer.write(batch)?,
+            Self::Csv(writer) => writer.write(batch)?,
+            Self::Jsonl(writer) => writer.write(batch)?,
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(self, path: &Path) -> Result<(), DatasetError> {
+        match self {
+            Self::Parquet(writer) => {
+                writer.close()?;
+            }
+            Self::Arrow(mut writer) => writer.finish()?,
+            Self::Csv(writer) => writer.into_inner().flush().during("write", path)?,
+            Self::Jsonl(mut writer) => {
+                writer.finish()?;
+                writer.into_inner().flush().during("write", path)?;
+            }
+        }
+        Ok(())
+    }
+}

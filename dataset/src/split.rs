@@ -1,0 +1,568 @@
+//! One split: everything that makes the derivative's rows out of the base's.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{DataType, SchemaRef};
+use arrow::row::{RowConverter, SortField};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::DatasetError;
+use crate::canonical::{canonical, cast_to};
+use crate::cell::Shape;
+use crate::coding::{Decoder, Encoder};
+use crate::column::{self, Items, Limits, Others, Plan, Rebuilt, Source, Target};
+use crate::matching::{self, NEW, Shared, narrow, sampled};
+use crate::order;
+use crate::table::{Column, Table, gather};
+
+/// How the rows of a split are told to be arranged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Program {
+    /// As in the base, new rows in between.
+    Base,
+    /// Sorted by a column of the derivative, from the least up; equal ones as in the base, then new ones.
+    Sorted {
+        column: usize,
+        descending: bool,
+        nulls_first: bool,
+    },
+}
+
+/// How a split is coded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SplitPlan {
+    pub(crate) base_rows: u64,
+    pub(crate) kept: u64,
+    pub(crate) new: u64,
+    /// Rows of the base that no row came from.
+    pub(crate) removed: u64,
+    /// Kept rows of which at least one column is stored.
+    pub(crate) edited: u64,
+    pub(crate) program: Program,
+    pub(crate) columns: Vec<Plan>,
+}
+
+/// A coded split.
+pub(crate) struct Coded {
+    pub(crate) plan: SplitPlan,
+    /// Which rows are kept and in which order; then one stream per column.
+    pub(crate) streams: Vec<Vec<u8>>,
+}
+
+/// The pairs of columns: for each of the derivative's, the base's.
+pub(crate) fn pair_columns(base: &SchemaRef, derivative: &SchemaRef) -> Vec<Option<usize>> {
+    derivative
+        .fields()
+        .iter()
+        .map(|field| {
+            let (at, other) = base.column_with_name(field.name())?;
+            let from = canonical(other.data_type()).ok()?;
+            let to = canonical(field.data_type()).ok()?;
+            arrow::compute::can_cast_types(&from, &to).then_some(at)
+        })
+        .collect()
+}
+
+/// The type the base's column of this name is needed in.
+pub(crate) fn wanted(derivative: &SchemaRef, name: &str) -> Option<DataType> {
+    let field = derivative.field_with_name(name).ok()?;
+    canonical(field.data_type()).ok()
+}
+
+pub(crate) fn encode(
+    base: &Table,
+    derivative: &Table,
+    limits: Limits,
+    check: &(dyn Fn() -> Result<(), DatasetError> + Sync),
+) -> Result<Coded, DatasetError> {
+    let pairs: Vec<Option<usize>> = pair_columns(&base.schema, &derivative.schema)
+        .into_iter()
+        .enumerate()
+        .map(|(to, from)| from.filter(|&from| base.ty(from) == derivative.ty(to)))
+        .collect();
+    let mut shared = Shared {
+        base: Vec::new(),
+        derivative: Vec::new(),
+    };
+    for (to, from) in pairs.iter().enumerate() {
+        if let Some(from) = from {
+            shared.base.push(base.cells(*from)?);
+            shared.derivative.push(derivative.cells(to)?);
+        }
+    }
+    check()?;
+    let found = matching::find(base, derivative, &shared)?;
+    check()?;
+
+    // Items: the rows kept in the base's order, then the new ones in their own.
+    let mut counts = vec![0_u32; base.rows];
+    for &row in found.iter().filter(|&&row| row != NEW) {
+        counts[row as usize] += 1;
+    }
+    let mut rows: Vec<u32> = (0..derivative.rows).map(narrow).collect();
+    rows.par_sort_by_key(|&row| found[row as usize]);
+    let kept_count = found.iter().filter(|&&row| row != NEW).count();
+    let kept: Vec<u32> = rows[..kept_count]
+        .iter()
+        .map(|&row| found[row as usize])
+        .collect();
+    drop(found);
+    let items = Items {
+        kept: &kept,
+        new: derivative.rows - kept_count,
+        rows: &rows,
+    };
+
+    let cells: Vec<Column> = (0..derivative.columns())
+        .map(|at| derivative.cells(at))
+        .collect::<Result<_, _>>()?;
+    let from: Vec<Option<Column>> = pairs
+        .iter()
+        .map(|pair| pair.map(|at| base.cells(at)).transpose())
+        .collect::<Result<_, _>>()?;
+    let shapes: Vec<Shape> = cells.iter().map(|column| column.shape.clone()).collect();
+    let read = |column: usize, item: usize, out: &mut Vec<u8>| {
+        cells[column].write(rows[item] as usize, out);
+    };
+    let others = Others {
+        shapes: &shapes,
+        read: &read,
+    };
+    let sources = choose_sources(&cells, &from, &pairs, &items, &others)?;
+    let coded: Vec<(Plan, Vec<u8>)> = sources
+        .into_par_iter()
+        .enumerate()
+        .map(|(at, source)| {
+            check()?;
+            let target = Target {
+                column: &cells[at],
+                base: from[at].as_ref(),
+            };
+            column::encode(source, &target, &items, &others, limits, base.rows)
+        })
+        .collect::<Result<_, DatasetError>>()?;
+    let edited = count_edited(&cells, &from, &coded, &items);
+    let (program, arrangement) = arrange(derivative, &cells, &coded, &items, &counts)?;
+    let (plans, mut streams): (Vec<Plan>, Vec<Vec<u8>>) = coded.into_iter().unzip();
+    streams.insert(0, arrangement);
+    Ok(Coded {
+        plan: SplitPlan {
+            base_rows: base.rows as u64,
+            kept: kept.len() as u64,
+            new: items.new as u64,
+            removed: counts.iter().filter(|&&count| count == 0).count() as u64,
+            edited,
+            program,
+            columns: plans,
+        },
+        streams,
+    })
+}
+
+/// What each column is predicted from. Columns that are derived depend on others that are not: no circles.
+fn choose_sources(
+    cells: &[Column],
+    from: &[Option<Column>],
+    pairs: &[Option<usize>],
+    items: &Items<'_>,
+    others: &Others<'_>,
+) -> Result<Vec<Source>, DatasetError> {
+    let choose = |at: usize, may_use: &[usize]| {
+        let target = Target {
+            column: &cells[at],
+            base: from[at].as_ref(),
+        };
+        column::choose(&target, pairs[at], items, others, may_use)
+    };
+    let all: Vec<usize> = (0..cells.len()).collect();
+    let mut sources: Vec<Source> = all
+        .par_iter()
+        .map(|&at| {
+            let may_use: Vec<usize> = all.iter().copied().filter(|&other| other != at).collect();
+            choose(at, &may_use)
+        })
+        .collect::<Result<_, _>>()?;
+    // Of two columns that would be derived from each other, the later is.
+    let mut derived = vec![false; cells.len()];
+    for at in (0..cells.len()).rev() {
+        let Source::Derived(feature) = &sources[at] else {
+            continue;
+        };
+        let is_used = sources.iter().enumerate().any(|(other, source)| {
+            derived[other] && matches!(source, Source::Derived(f) if f.column == at)
+        });
+        if !is_used && !derived[feature.column] {
+            derived[at] = true;
+            continue;
+        }
+        let may_use: Vec<usize> = if is_used {
+            Vec::new()
+        } else {
+            all.iter()
+                .copied()
+                .filter(|&other| other != at && other < at)
+                .collect()
+        };
+        sources[at] = choose(at, &may_use)?;
+        derived[at] = matches!(sources[at], Source::Derived(_));
+    }
+    // What is left of chains: the one that others are derived from is not derived itself.
+    for at in 0..cells.len() {
+        if let Source::Derived(feature) = &sources[at]
+            && matches!(sources[feature.column], Source::Derived(_))
+        {
+            sources[at] = choose(at, &[])?;
+        }
+    }
+    Ok(sources)
+}
+
+/// Kept rows with a value that is neither the base's nor follows from other columns.
+fn count_edited(
+    cells: &[Column],
+    from: &[Option<Column>],
+    coded: &[(Plan, Vec<u8>)],
+    items: &Items<'_>,
+) -> u64 {
+    let paired: Vec<Target<'_>> = cells
+        .iter()
+        .zip(from)
+        .zip(coded)
+        .filter(|(_, (plan, _))| matches!(plan.source, Source::Base(_)) && plan.cells > 0)
+        .map(|((column, from), _)| Target {
+            column,
+            base: from.as_ref(),
+        })
+        .collect();
+    (0..items.kept.len())
+        .into_par_iter()
+        .fold(
+            || (0_u64, (Vec::new(), Vec::new())),
+            |(count, mut room), item| {
+                let same = paired
+                    .iter()
+                    .all(|target| target.is_same(items, item, &mut room));
+                (count + u64::from(!same), room)
+            },
+        )
+        .map(|(count, _)| count)
+        .sum()
+}
+
+/// The order of the rows, by the program that says it in the fewest bytes.
+fn arrange(
+    derivative: &Table,
+    cells: &[Column],
+    coded: &[(Plan, Vec<u8>)],
+    items: &Items<'_>,
+    counts: &[u32],
+) -> Result<(Program, Vec<u8>), DatasetError> {
+    let mut of_row = vec![0_u32; items.len()];
+    for (item, &row) in items.rows.iter().enumerate() {
+        of_row[row as usize] = narrow(item);
+    }
+    let code = |program: &Program| -> Result<Vec<u8>, DatasetError> {
+        let mut encoder = Encoder::new();
+        order::code_kept(&mut encoder, counts.len(), counts, items.kept.len())?;
+        match program {
+            Program::Base => {
+                let program: Vec<u32> = (0..items.kept.len()).map(narrow).collect();
+                order::code_interleaved(&mut encoder, &program, items.new, &of_row)?;
+            }
+            Program::Sorted {
+                column,
+                descending,
+                nulls_first,
+            } => {
+                let column = &cells[*column];
+                let arrays = in_item_order(column, items.len(), |item| items.rows[item] as usize)?;
+                let program = sorted(&column.ty, &arrays, *descending, *nulls_first)?;
+                order::code_whole(&mut encoder, &program, &of_row)?;
+            }
+        }
+        Ok(encoder.finish())
+    };
+    let mut best = (Program::Base, code(&Program::Base)?);
+    for (at, (column, (plan, _))) in cells.iter().zip(coded).enumerate() {
+        // Derived columns come after the order is known.
+        if best.1.len() < 64 || matches!(plan.source, Source::Derived(_)) {
+            continue;
+        }
+        for descending in [false, true] {
+            if looks_sorted(column, derivative.rows, descending)? {
+                let program = Program::Sorted {
+                    column: at,
+                    descending,
+                    nulls_first: false,
+                };
+                let coded = code(&program)?;
+                if coded.len() < best.1.len() {
+                    best = (program, coded);
+                }
+            }
+        }
+    }
+    Ok(best)
+}
+
+/// Whether nearly all neighbours, of a sample, are in order.
+fn looks_sorted(column: &Column, rows: usize, descending: bool) -> Result<bool, DatasetError> {
+    let at: Vec<usize> = sampled(rows.saturating_sub(1), 2000).collect();
+    let pick = |offset: usize| gather(&[column], at.iter().map(|&row| (0, row + offset)));
+    let (first, second) = (pick(0)?, pick(1)?);
+    let Ok(converter) = converter(&column.ty, descending, false) else {
+        return Ok(false);
+    };
+    let first = converter.convert_columns(&[first])?;
+    let second = converter.convert_columns(&[second])?;
+    let fine = (0..at.len())
+        .filter(|&k| first.row(k) <= second.row(k))
+        .count();
+    let strict = (0..at.len())
+        .filter(|&k| first.row(k) < second.row(k))
+        .count();
+    Ok(fine as f64 >= 0.95 * at.len() as f64 && strict > 0)
+}
+
+fn converter(
+    ty: &DataType,
+    descending: bool,
+    nulls_first: bool,
+) -> Result<RowConverter, DatasetError> {
+    let options = arrow::compute::SortOptions {
+        descending,
+        nulls_first,
+    };
+    Ok(RowConverter::new(vec![SortField::new_with_options(
+        ty.clone(),
+        options,
+    )])?)
+}
+
+/// The items in a stable order by their values.
+fn sorted(
+    ty: &DataType,
+    arrays: &[ArrayRef],
+    descending: bool,
+    nulls_first: bool,
+) -> Result<Vec<u32>, DatasetError> {
+    let converter = converter(ty, descending, nulls_first)?;
+    let mut rows = converter.empty_rows(0, 0);
+    for array in arrays {
+        converter.append(&mut rows, &[Arc::clone(array)])?;
+    }
+    let mut program: Vec<u32> = (0..rows.num_rows()).map(narrow).collect();
+    program.par_sort_by(|&a, &b| rows.row(a as usize).cmp(&rows.row(b as usize)));
+    Ok(program)
+}
+
+/// The values of a column item by item, in pieces.
+fn in_item_order(
+    column: &Column,
+    count: usize,
+    row_of: impl Fn(usize) -> usize,
+) -> Result<Vec<ArrayRef>, DatasetError> {
+    pieces(count)
+        .map(|(start, end)| gather(&[column], (start..end).map(|item| (0, row_of(item)))))
+        .collect()
+}
+
+/// Runs of rows that are made at once.
+pub(crate) fn pieces(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    const PIECE: usize = 1 << 13;
+    (0..rows.div_ceil(PIECE)).map(move |k| (k * PIECE, ((k + 1) * PIECE).min(rows)))
+}
+
+/// A split that can be read row by row.
+pub(crate) struct Decoded {
+    schema: SchemaRef,
+    plain: Vec<DataType>,
+    from: Vec<Option<Column>>,
+    columns: Vec<Rebuilt>,
+    kept: Vec<u32>,
+    /// The item of each row.
+    items: Vec<u32>,
+}
+
+pub(crate) fn decode(
+    plan: &SplitPlan,
+    streams: &[&[u8]],
+    base: &Table,
+    schema: &SchemaRef,
+) -> Result<Decoded, DatasetError> {
+    let damaged = |what: &str| DatasetError::damaged(what.to_owned());
+    let size =
+        |value: u64| usize::try_from(value).map_err(|_| damaged("a split has too many rows"));
+    let (kept_count, new) = (size(plan.kept)?, size(plan.new)?);
+    let total = plan
+        .kept
+        .checked_add(plan.new)
+        .filter(|&rows| u32::try_from(rows).is_ok());
+    if total.is_none() || plan.base_rows != base.rows as u64 {
+        return Err(damaged("the numbers of rows do not add up"));
+    }
+    let count = schema.fields().len();
+    if plan.columns.len() != count || streams.len() != count + 1 {
+        return Err(damaged("the columns do not add up"));
+    }
+    let plain: Vec<DataType> = schema
+        .fields()
+        .iter()
+        .map(|field| canonical(field.data_type()))
+        .collect::<Result<_, _>>()?;
+    let shapes: Vec<Shape> = plain.iter().map(Shape::of).collect::<Result<_, _>>()?;
+    let from: Vec<Option<Column>> = pair_columns(&base.schema, schema)
+        .into_iter()
+        .zip(&plain)
+        .map(|(at, ty)| {
+            at.filter(|&at| base.ty(at) == *ty)
+                .map(|at| base.cells(at))
+                .transpose()
+        })
+        .collect::<Result<_, _>>()?;
+    for (plan, from) in plan.columns.iter().zip(&from) {
+        if matches!(plan.source, Source::Base(_)) && from.is_none() {
+            return Err(damaged("a column of the base is missing"));
+        }
+    }
+    let mut order = Decoder::new(streams[0]);
+    let kept = order::code_kept(&mut order, base.rows, &[], kept_count)?;
+    if kept.len() != kept_count {
+        return Err(damaged("the numbers of rows do not add up"));
+    }
+    let items = Items {
+        kept: &kept,
+        new,
+        rows: &[],
+    };
+    let one = |at: usize, others: &Others<'_>| {
+        column::decode(
+            &plan.columns[at],
+            streams[at + 1],
+            &plain[at],
+            &items,
+            from[at].as_ref(),
+            base.rows,
+            others,
+        )
+    };
+    let is_derived = |at: usize| matches!(plan.columns[at].source, Source::Derived(_));
+    let nothing = Others {
+        shapes: &[],
+        read: &|_, _, _| {},
+    };
+    let mut columns: Vec<Option<Rebuilt>> = (0..count)
+        .into_par_iter()
+        .map(|at| (!is_derived(at)).then(|| one(at, &nothing)).transpose())
+        .collect::<Result<_, _>>()?;
+    let derived: Vec<(usize, Rebuilt)> = {
+        for plan in &plan.columns {
+            if let Source::Derived(feature) = &plan.source
+                && columns.get(feature.column).is_none_or(Option::is_none)
+            {
+                return Err(damaged("columns are derived from each other"));
+            }
+        }
+        let read = |column: usize, item: usize, out: &mut Vec<u8>| {
+            if let Some(rebuilt) = &columns[column] {
+                match (rebuilt.stored_at(item), &from[column]) {
+                    (Some(at), _) => rebuilt.stored.write(at, out),
+                    (None, Some(from)) => from.write(kept[item] as usize, out),
+                    (None, None) => {}
+                }
+            }
+        };
+        let others = Others {
+            shapes: &shapes,
+            read: &read,
+        };
+        (0..count)
+            .into_par_iter()
+            .filter(|&at| is_derived(at))
+            .map(|at| Ok((at, one(at, &others)?)))
+            .collect::<Result<_, DatasetError>>()?
+    };
+    for (at, rebuilt) in derived {
+        columns[at] = Some(rebuilt);
+    }
+    let columns: Vec<Rebuilt> = columns.into_iter().flatten().collect();
+    let of_row = match &plan.program {
+        Program::Base => {
+            let program: Vec<u32> = (0..kept.len()).map(narrow).collect();
+            order::code_interleaved(&mut order, &program, new, &[])?
+        }
+        Program::Sorted {
+            column,
+            descending,
+            nulls_first,
+        } => {
+            let rebuilt = columns
+                .get(*column)
+                .filter(|_| !is_derived(*column))
+                .ok_or_else(|| damaged("the column the rows are sorted by is missing"))?;
+            let arrays = pieces(kept.len() + new)
+                .map(|(start, end)| {
+                    gather_items(rebuilt, from[*column].as_ref(), &kept, start..end)
+                })
+                .collect::<Result<Vec<_>, _>>()?;
+            let program = sorted(&plain[*column], &arrays, *descending, *nulls_first)?;
+            order::code_whole(&mut order, &program, &[])?
+        }
+    };
+    order.finish()?;
+    Ok(Decoded {
+        schema: Arc::clone(schema),
+        plain,
+        from,
+        columns,
+        kept,
+        items: of_row,
+    })
+}
+
+/// The values of items of a decoded column.
+fn gather_items(
+    rebuilt: &Rebuilt,
+    from: Option<&Column>,
+    kept: &[u32],
+    items: impl Iterator<Item = usize>,
+) -> Result<ArrayRef, DatasetError> {
+    let sources: Vec<&Column> = std::iter::once(&rebuilt.stored).chain(from).collect();
+    gather(
+        &sources,
+        items.map(|item| match rebuilt.stored_at(item) {
+            Some(at) => (0, at),
+            None => (1, kept[item] as usize),
+        }),
+    )
+}
+
+impl Decoded {
+    pub(crate) fn rows(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Rows in order, in the derivative's own types.
+    pub(crate) fn batch(&self, start: usize, end: usize) -> Result<RecordBatch, DatasetError> {
+        let columns: Vec<ArrayRef> = self
+            .columns
+            .par_iter()
+            .zip(&self.from)
+            .zip(self.plain.par_iter().zip(self.schema.fields().as_ref()))
+            .map(|((rebuilt, from), (_, field))| {
+                let items = self.items[start..end].iter().map(|&item| item as usize);
+                let array = gather_items(rebuilt, from.as_ref(), &self.kept, items)?;
+                cast_to(&array, field.data_type())
+            })
+            .collect::<Result<_, DatasetError>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(end - start));
+        Ok(RecordBatch::try_new_with_options(
+            Arc::clone(&self.schema),
+            columns,
+            &options,
+        )?)
+    }
+}

@@ -1,0 +1,398 @@
+//! A split in memory, or in a temporary file where it is large: rows in order, any of them at hand.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch};
+use arrow::buffer::Buffer;
+use arrow::compute::{BatchCoalescer, interleave};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::ipc::writer::FileWriter;
+use rayon::prelude::*;
+
+use crate::DatasetError;
+use crate::canonical::{canonical, cast_loosely, cast_to, describe};
+use crate::cell::{Cells, Shape};
+use crate::error::During;
+
+/// Rows of every batch but the last.
+const BATCH: usize = 1 << 13;
+
+/// Batches of one schema, in order.
+pub type Batches = Box<dyn Iterator<Item = Result<RecordBatch, DatasetError>> + Send>;
+
+/// The rows of a split.
+pub(crate) struct Table {
+    /// As it was given.
+    pub(crate) schema: SchemaRef,
+    batches: Vec<RecordBatch>,
+    pub(crate) rows: usize,
+    /// The [`LogicalHash`].
+    pub(crate) hash: String,
+    /// Bytes of all values in memory.
+    pub(crate) bytes: u64,
+}
+
+/// Bytes of a table that are kept in memory; larger ones go to a file.
+pub(crate) const IN_MEMORY: usize = 64 << 20;
+
+impl Table {
+    /// No rows and no columns: what a split without a counterpart is made from.
+    pub(crate) fn empty() -> Self {
+        Self {
+            schema: Arc::new(Schema::empty()),
+            batches: Vec::new(),
+            rows: 0,
+            hash: String::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Reads a split.
+    /// Columns for which `wanted` names another type are cast to it, where a cast exists; values without one there are null. The
+    /// hash is that of the values as they were.
+    pub(crate) fn load(
+        schema: &SchemaRef,
+        batches: Batches,
+        wanted: &dyn Fn(&str) -> Option<DataType>,
+        scratch: &Path,
+    ) -> Result<Self, DatasetError> {
+        let plain: Vec<DataType> = schema
+            .fields()
+            .iter()
+            .map(|field| canonical(field.data_type()))
+            .collect::<Result<_, _>>()?;
+        if u32::try_from(schema.fields().len()).is_err() {
+            return Err(DatasetError::usage("a dataset has too many columns"));
+        }
+        let stored: Vec<DataType> = schema
+            .fields()
+            .iter()
+            .zip(&plain)
+            .map(|(field, plain)| {
+                wanted(field.name())
+                    .filter(|ty| arrow::compute::can_cast_types(plain, ty))
+                    .unwrap_or_else(|| plain.clone())
+            })
+            .collect();
+        let fields: Vec<Field> = stored
+            .iter()
+            .enumerate()
+            .map(|(at, ty)| Field::new(at.to_string(), ty.clone(), true))
+            .collect();
+        let stored_schema = Arc::new(Schema::new(fields));
+        let mut hash = LogicalHash::new(schema)?;
+        let mut chunks = BatchCoalescer::new(Arc::clone(&stored_schema), BATCH);
+        let mut spool = Spool::new(Arc::clone(&stored_schema), scratch);
+        let (mut rows, mut bytes) = (0_usize, 0_u64);
+        for batch in batches {
+            let batch = batch?;
+            rows += batch.num_rows();
+            if u32::try_from(rows).is_err() {
+                return Err(DatasetError::usage(
+                    "a split has more than 4,294,967,295 rows; divide it into several",
+                ));
+            }
+            let columns = hash.update(&batch)?;
+            let columns: Vec<ArrayRef> = columns
+                .iter()
+                .zip(&stored)
+                .map(|(column, stored)| {
+                    cast_loosely(column, stored)
+                        .ok_or_else(|| DatasetError::internal("a cast that exists failed"))
+                })
+                .collect::<Result<_, DatasetError>>()?;
+            bytes += columns
+                .iter()
+                .map(|column| column.to_data().get_slice_memory_size().unwrap_or(0) as u64)
+                .sum::<u64>();
+            let options =
+                arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+            let batch =
+                RecordBatch::try_new_with_options(Arc::clone(&stored_schema), columns, &options)?;
+            // A large batch in small pieces: the coalescer copies no more than it must.
+            let mut at = 0;
+            while at < batch.num_rows() {
+                let count = (batch.num_rows() - at).min(BATCH);
+                chunks.push_batch(batch.slice(at, count))?;
+                at += count;
+                while let Some(chunk) = chunks.next_completed_batch() {
+                    spool.push(chunk)?;
+                }
+            }
+        }
+        chunks.finish_buffered_batch()?;
+        while let Some(chunk) = chunks.next_completed_batch() {
+            spool.push(chunk)?;
+        }
+        Ok(Self {
+            schema: Arc::clone(schema),
+            batches: spool.finish()?,
+            rows,
+            hash: hash.finish(),
+            bytes,
+        })
+    }
+
+    /// The type a column is stored in.
+    pub(crate) fn ty(&self, column: usize) -> DataType {
+        match self.batches.first() {
+            Some(batch) => batch.column(column).data_type().clone(),
+            None => canonical(self.schema.field(column).data_type()).unwrap_or(DataType::Null),
+        }
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.schema.fields().len()
+    }
+
+    /// The cells of a column.
+    pub(crate) fn cells(&self, column: usize) -> Result<Column, DatasetError> {
+        let ty = self.ty(column);
+        Ok(Column {
+            shape: Shape::of(&ty)?,
+            ty,
+            batches: self
+                .batches
+                .iter()
+                .map(|batch| Cells::new(batch.column(column).as_ref()))
+                .collect::<Result<_, _>>()?,
+            arrays: self
+                .batches
+                .iter()
+                .map(|batch| Arc::clone(batch.column(column)))
+                .collect(),
+        })
+    }
+}
+
+/// The hash of a split's rows: BLAKE3 over the schema, the number of rows and, column by column, the BLAKE3 of its cells in
+/// order. The same for the same values in the same order, however they are stored, and for nothing else.
+pub(crate) struct LogicalHash {
+    schema: SchemaRef,
+    plain: Vec<DataType>,
+    columns: Vec<blake3::Hasher>,
+    rows: u64,
+}
+
+impl LogicalHash {
+    pub(crate) fn new(schema: &SchemaRef) -> Result<Self, DatasetError> {
+        let plain: Vec<DataType> = schema
+            .fields()
+            .iter()
+            .map(|field| canonical(field.data_type()))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            schema: Arc::clone(schema),
+            columns: vec![blake3::Hasher::new(); plain.len()],
+            plain,
+            rows: 0,
+        })
+    }
+
+    /// Takes the next rows in; returns their columns in plain types.
+    pub(crate) fn update(&mut self, batch: &RecordBatch) -> Result<Vec<ArrayRef>, DatasetError> {
+        self.rows += batch.num_rows() as u64;
+        batch
+            .columns()
+            .par_iter()
+            .zip(&mut self.columns)
+            .zip(&self.plain)
+            .map(|((column, digest), plain)| {
+                let column = cast_to(column, plain)?;
+                digest_cells(&column, digest)?;
+                Ok(column)
+            })
+            .collect()
+    }
+
+    pub(crate) fn finish(self) -> String {
+        let mut hasher =
+            blake3::Hasher::new_derive_key("sparse 2026-11 logical hash of a dataset split");
+        hasher.update(describe(&self.schema).as_bytes());
+        hasher.update(&self.rows.to_le_bytes());
+        for column in &self.columns {
+            hasher.update(column.finalize().as_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+fn digest_cells(column: &ArrayRef, digest: &mut blake3::Hasher) -> Result<(), DatasetError> {
+    let cells = Cells::new(column.as_ref())?;
+    let mut bytes = Vec::new();
+    for row in 0..column.len() {
+        cells.write(row, &mut bytes);
+        if bytes.len() >= 1 << 16 {
+            digest.update(&bytes);
+            bytes.clear();
+        }
+    }
+    digest.update(&bytes);
+    Ok(())
+}
+
+/// A column of a [`Table`].
+pub(crate) struct Column {
+    pub(crate) ty: DataType,
+    pub(crate) shape: Shape,
+    batches: Vec<Cells>,
+    arrays: Vec<ArrayRef>,
+}
+
+impl Column {
+    /// A column of arrays, each of [`BATCH`] rows but the last.
+    pub(crate) fn of(ty: &DataType, arrays: Vec<ArrayRef>) -> Result<Self, DatasetError> {
+        Ok(Self {
+            ty: ty.clone(),
+            shape: Shape::of(ty)?,
+            batches: arrays
+                .iter()
+                .map(|array| Cells::new(array.as_ref()))
+                .collect::<Result<_, _>>()?,
+            arrays,
+        })
+    }
+
+    pub(crate) fn write(&self, row: usize, out: &mut Vec<u8>) {
+        self.batches[row / BATCH].write(row % BATCH, out);
+    }
+
+    pub(crate) fn text(&self, row: usize) -> Option<&[u8]> {
+        self.batches[row / BATCH].text(row % BATCH)
+    }
+
+    pub(crate) fn hash(
+        &self,
+        row: usize,
+        hasher: &ahash::RandomState,
+        scratch: &mut Vec<u8>,
+    ) -> u64 {
+        self.batches[row / BATCH].hash(row % BATCH, hasher, scratch)
+    }
+
+    pub(crate) fn arrays(&self) -> &[ArrayRef] {
+        &self.arrays
+    }
+}
+
+/// The rows `picks` of several columns of one type: (which column, which row).
+pub(crate) fn gather(
+    columns: &[&Column],
+    picks: impl Iterator<Item = (usize, usize)>,
+) -> Result<ArrayRef, DatasetError> {
+    let mut starts = Vec::new();
+    let mut arrays = Vec::new();
+    for column in columns {
+        starts.push(arrays.len());
+        arrays.extend(column.arrays.iter().map(AsRef::as_ref));
+    }
+    let picks: Vec<(usize, usize)> = picks
+        .map(|(column, row)| (starts[column] + row / BATCH, row % BATCH))
+        .collect();
+    Ok(interleave(&arrays, &picks)?)
+}
+
+/// Where batches go: memory at first, a temporary file once they are many.
+struct Spool<'a> {
+    schema: SchemaRef,
+    scratch: &'a Path,
+    held: Vec<RecordBatch>,
+    bytes: usize,
+    file: Option<FileWriter<std::io::BufWriter<std::fs::File>>>,
+}
+
+impl<'a> Spool<'a> {
+    fn new(schema: SchemaRef, scratch: &'a Path) -> Self {
+        Self {
+            schema,
+            scratch,
+            held: Vec::new(),
+            bytes: 0,
+            file: None,
+        }
+    }
+
+    fn push(&mut self, batch: RecordBatch) -> Result<(), DatasetError> {
+        if let Some(file) = &mut self.file {
+            return Ok(file.write(&batch)?);
+        }
+        self.bytes += batch.get_array_memory_size();
+        self.held.push(batch);
+        if self.bytes > IN_MEMORY {
+            let file =
+                tempfile::tempfile_in(self.scratch).during("create a file in", self.scratch)?;
+            let mut file = FileWriter::try_new_buffered(file, &self.schema)?;
+            for batch in self.held.drain(..) {
+                file.write(&batch)?;
+            }
+            self.file = Some(file);
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<RecordBatch>, DatasetError> {
+        let Some(mut file) = self.file.take() else {
+            return Ok(self.held);
+        };
+        file.finish()?;
+        let file = file
+            .into_inner()?
+            .into_inner()
+            .map_err(|error| DatasetError::io("write", self.scratch, error.into_error()))?;
+        map_batches(&file, self.scratch)
+    }
+}
+
+/// The batches of an Arrow IPC file, in place.
+fn map_batches(file: &std::fs::File, path: &Path) -> Result<Vec<RecordBatch>, DatasetError> {
+    // SAFETY: the file has no name, so that nobody else can change or shorten it.
+    let map = unsafe { memmap2::Mmap::map(file) }.during("map", path)?;
+    let buffer = Buffer::from(bytes::Bytes::from_owner(map));
+    let mut batches = Vec::new();
+    for batch in ipc::batches_in(&buffer)? {
+        batches.push(batch);
+    }
+    Ok(batches)
+}
+
+mod ipc {
+    //! Arrow IPC in memory, read without copying.
+
+    use arrow::ipc::convert::fb_to_schema;
+    use arrow::ipc::reader::{FileDecoder, read_footer_length};
+    use arrow::ipc::root_as_footer;
+
+    use super::{Arc, Buffer, DatasetError, RecordBatch};
+
+    const TRAILER: usize = 10;
+
+    pub(super) fn batches_in(file: &Buffer) -> Result<Vec<RecordBatch>, DatasetError> {
+        let problem = |what: &str| DatasetError::internal(format!("a temporary file {what}"));
+        let end = file
+            .len()
+            .checked_sub(TRAILER)
+            .ok_or_else(|| problem("is too short"))?;
+        let trailer: [u8; TRAILER] = file[end..]
+            .try_into()
+            .map_err(|_| problem("is too short"))?;
+        let length = read_footer_length(trailer)?;
+        let start = end
+            .checked_sub(length)
+            .ok_or_else(|| problem("is too short"))?;
+        let footer =
+            root_as_footer(&file[start..end]).map_err(|error| problem(&error.to_string()))?;
+        let schema = fb_to_schema(footer.schema().ok_or_else(|| problem("has no schema"))?);
+        let decoder = FileDecoder::new(Arc::new(schema), footer.version());
+        let mut batches = Vec::new();
+        for block in footer.recordBatches().iter().flatten() {
+            let size = |value: i64| usize::try_from(value).unwrap_or(0);
+            let length = size(block.bodyLength()) + size(i64::from(block.metaDataLength()));
+            let data = file.slice_with_length(size(block.offset()), length);
+            if let Some(batch) = decoder.read_record_batch(block, &data)? {
+                batches.push(batch);
+            }
+        }
+        Ok(batches)
+    }
+}

@@ -1,0 +1,1 @@
+//! Language models run in process, to judge lossy deltas by behaviour.
