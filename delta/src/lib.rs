@@ -66,5 +66,9 @@ pub mod support {
         Occupant, Output, artifact_dir, occupant, rebuilt_in, refuse_inputs, store_in,
     };
     pub use crate::pipeline::{guarded, pool};
-    pub use crate::seal;
+
+    /// Manifests as they are stored: JSON that counts its own bytes and is sealed against damage.
+    pub mod seal {
+        pub use crate::seal::{Sealed, open, settle, value};
+    }
 }
