@@ -11,7 +11,8 @@ const LONG_ABOUT: &str = "\
 Fine-tuned models as deltas of their base: lossless, small, in SQL.
 
 A model is a path (a .safetensors file, a folder, a sharded checkpoint), an object-store URL (s3://, gs://, az://, http://, \
-https://) or a Hub id (org/name or org/name@revision).";
+https://) or a Hub id (org/name or org/name@revision). A dataset is named the same way: a .parquet, .arrow, .csv or .jsonl file, or a \
+folder of splits.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,7 +24,7 @@ Exit codes:
   0    done
   1    the operation failed (disk, network, permission)
   2    the command or a statement is wrong, or the output is taken
-  3    a check failed (verify, diff --fail-on)
+  3    a check failed (verify, diff --fail-on, dataset-diff --fail-on)
   4    the base is not the one the delta was made against
   5    a file is corrupt, or of a later version
   6    something was not found
@@ -97,6 +98,12 @@ pub(crate) enum Command {
     Info(Info),
     /// Check every hash of a delta; with the base, rebuild everything in memory and compare
     Verify(Verify),
+    /// Store a derivative dataset as the exact delta of its base
+    DatasetCompress(DatasetCompress),
+    /// Rebuild a derivative dataset from its base and its delta
+    DatasetReconstruct(DatasetReconstruct),
+    /// Show what a derivative dataset changed, value by value
+    DatasetDiff(DatasetDiff),
     /// Run SQL: a shell, a statement, or a script
     Sql(Sql),
     /// Show version, instruction sets and devices
@@ -240,6 +247,7 @@ impl FailOn {
 #[command(after_help = "\
 Examples:
   sparse info sft-delta
+  sparse info words-delta        # of a dataset: its splits
   sparse info s3://bucket/deltas/my-finetune --json")]
 pub(crate) struct Info {
     /// The delta: a folder, an object-store URL, a Hub id, or a key in the delta store
@@ -255,9 +263,112 @@ Examples:
 pub(crate) struct Verify {
     /// The delta: a folder, an object-store URL, a Hub id, or a key in the delta store
     pub(crate) delta: String,
-    /// The base model: every file is rebuilt in memory and compared with its SHA-256
+    /// The base model or dataset: every file is rebuilt in memory and compared with its SHA-256, every split of a dataset with its
+    /// logical hash
     #[arg(long)]
     pub(crate) base: Option<String>,
+}
+
+/// `sparse dataset-compress`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sparse dataset-compress examples/datasets/wordnet/base examples/datasets/wordnet/derivative -o words-delta
+  sparse dataset-compress org/words ./words-edited --splits train,test -o s3://bucket/deltas/words
+  sparse dataset-compress examples/datasets/wordnet/base examples/datasets/wordnet/derivative --dry-run --json
+
+A dataset is a .parquet, .arrow, .csv or .jsonl file, a folder of splits (train.parquet, train-00000-of-00003.parquet, data/), an
+object-store URL or a Hub id. No key is needed. Tables and queries: sparse_dataset_compress in SQL.")]
+pub(crate) struct DatasetCompress {
+    /// The base dataset
+    pub(crate) base: String,
+    /// The derivative dataset
+    pub(crate) derivative: String,
+    /// Where the delta goes: a folder or an object-store URL. Default: its key, in the delta store
+    #[arg(short, long)]
+    pub(crate) output: Option<String>,
+    /// The splits of the derivative to store [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "SPLIT")]
+    pub(crate) splits: Vec<String>,
+    /// How hard to try: fast, default, or max
+    #[arg(long, default_value_t = Effort::Default)]
+    pub(crate) effort: Effort,
+    /// Compute everything, write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Replace another dataset delta at the output. Nothing but one is ever replaced
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+/// `sparse dataset-reconstruct`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sparse dataset-reconstruct words-delta -o words-again
+  sparse dataset-reconstruct s3://bucket/deltas/words --base ./words -o words-again
+  sparse dataset-reconstruct words-delta --dry-run")]
+pub(crate) struct DatasetReconstruct {
+    /// The delta: a folder, an object-store URL, or a key in the delta store
+    pub(crate) delta: String,
+    /// The base dataset [default: the one the delta names]
+    #[arg(long)]
+    pub(crate) base: Option<String>,
+    /// Where the dataset goes: a folder, or a file for a dataset that was one. Default: the cache, by key
+    #[arg(short, long)]
+    pub(crate) output: Option<String>,
+    /// Rebuild and check everything, write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Replace another state of the dataset at the output. A folder with other files in it stays
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+/// `sparse dataset-diff`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sparse dataset-diff examples/datasets/wordnet/base examples/datasets/wordnet/derivative --key id
+  sparse dataset-diff examples/datasets/wordnet/base examples/datasets/wordnet/derivative --report words.html --limit 0
+  sparse dataset-diff org/words ./words-edited --splits train --json
+  sparse dataset-diff rebuilt original --fail-on changed,added,removed,schema     # exit code 3 unless they are the same
+
+Rows are counted from 0. Values are written as JSON, so that nothing is lost: null and \"\" differ, as do 0.0 and -0.0; binary is
+x'00ff', a NaN that is not the usual one has its bits, NaN(0x7ff8000000000001). Without a key, rows are matched by their content.")]
+pub(crate) struct DatasetDiff {
+    /// The base dataset
+    pub(crate) base: String,
+    /// The derivative dataset
+    pub(crate) derivative: String,
+    /// The columns that identify a row [default: rows are matched by their content]
+    #[arg(long, value_delimiter = ',', value_name = "COLUMN")]
+    pub(crate) key: Vec<String>,
+    /// The splits to compare [default: all]
+    #[arg(long, value_delimiter = ',', value_name = "SPLIT")]
+    pub(crate) splits: Vec<String>,
+    /// Differences printed; with --json, all unless this is given
+    #[arg(long, value_name = "ROWS")]
+    pub(crate) limit: Option<usize>,
+    /// Write a report to this file: .html for people, .json for programs
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<PathBuf>,
+    /// Exit with code 3 if there is a difference of this kind
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "OP")]
+    pub(crate) fail_on: Vec<FailOnRows>,
+}
+
+/// A difference that `dataset-diff` may fail on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FailOnRows {
+    /// Another value
+    Changed,
+    /// A row that the base has not
+    Added,
+    /// A row that the derivative has not
+    Removed,
+    /// Other columns, types, metadata or splits
+    Schema,
 }
 
 /// `sparse sql`.

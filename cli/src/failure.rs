@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 
 use datafusion::error::DataFusionError;
+use sparse_dataset::DatasetError;
 use sparse_delta::DeltaError;
 use sparse_pipelines::PipelineError;
 
@@ -77,6 +78,12 @@ pub(crate) fn say(line: &str) {
 
 impl From<DeltaError> for Failure {
     fn from(error: DeltaError) -> Self {
+        Self::new(error.to_string(), error.exit_code())
+    }
+}
+
+impl From<DatasetError> for Failure {
+    fn from(error: DatasetError) -> Self {
         Self::new(error.to_string(), error.exit_code())
     }
 }

@@ -12,6 +12,7 @@ use sparse_delta::{Blob, DeltaError};
 use sparse_store::Map;
 
 use crate::DatasetError;
+use crate::error::During as _;
 use crate::manifest::{DatasetManifest, PAYLOAD, SplitEntry};
 use crate::split::{Coded, SplitPlan};
 
@@ -135,4 +136,22 @@ impl Artifact {
         }
         Ok((stored.split, schema, streams))
     }
+}
+
+/// The bytes of the payload that belong to each split: its plan and the streams behind it.
+pub(crate) fn stored_bytes(
+    folder: &Path,
+    manifest: &DatasetManifest,
+) -> Result<Vec<u64>, DatasetError> {
+    let path = folder.join(PAYLOAD);
+    let end = std::fs::metadata(&path).during("read", &path)?.len();
+    let starts: Vec<u64> = manifest.splits.iter().map(|s| s.plan.offset).collect();
+    Ok(starts
+        .iter()
+        .enumerate()
+        .map(|(at, &start)| {
+            let next = starts.get(at + 1).copied().unwrap_or(end);
+            next.saturating_sub(start)
+        })
+        .collect())
 }

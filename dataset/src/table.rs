@@ -271,6 +271,11 @@ impl Column {
         self.batches[row / BATCH].hash(row % BATCH, hasher, scratch)
     }
 
+    /// The array that has a row, and where.
+    pub(crate) fn array(&self, row: usize) -> (&ArrayRef, usize) {
+        (&self.arrays[row / BATCH], row % BATCH)
+    }
+
     pub(crate) fn arrays(&self) -> &[ArrayRef] {
         &self.arrays
     }

@@ -82,6 +82,14 @@ pub(crate) fn manifest_bytes(dir: &Path, command: &str) -> Result<(PathBuf, Vec<
     Ok((path, bytes))
 }
 
+/// What kind of delta a folder says it holds: the `delta_type` of its manifest. `None` where that cannot be read.
+#[must_use]
+pub fn delta_type(dir: &Path) -> Option<String> {
+    let (_, bytes) = manifest_bytes(dir, "compress").ok()?;
+    let value: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    Some(value.get("delta_type")?.as_str()?.to_owned())
+}
+
 /// Whether a folder holds something that calls itself the manifest of a delta, readable or not.
 pub(crate) fn is_artifact(dir: &Path) -> bool {
     match read_manifest(dir) {

@@ -61,6 +61,7 @@ pub use verify::Verify;
 
 /// What artifacts of other kinds share with this one: where outputs may go, threads, timestamps.
 pub mod support {
+    pub use crate::artifact::delta_type;
     pub use crate::compress::timestamp;
     pub use crate::paths::{
         Occupant, Output, artifact_dir, occupant, rebuilt_in, refuse_inputs, store_in,

@@ -191,6 +191,12 @@ impl DeltaManifest {
                 path.display()
             )));
         }
+        if value.get("delta_type").and_then(serde_json::Value::as_str) == Some("dataset_delta") {
+            return Err(DeltaError::usage(format!(
+                "{} is that of a dataset: use `sparse dataset-reconstruct` or sparse_dataset_reconstruct",
+                path.display()
+            )));
+        }
         let manifest: Self = seal::open(path, value, FORMAT_VERSION)?;
         manifest.check().map_err(corrupt)?;
         if manifest.codec_version > sparse_codec::FORMAT_VERSION {

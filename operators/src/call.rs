@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use arrow::array::Array as _;
 use arrow::datatypes::DataType;
 use datafusion::common::{Result, ScalarValue, plan_datafusion_err, plan_err};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, lit};
@@ -14,8 +15,18 @@ use crate::spec::{Kind, Parameter, Spec};
 pub(crate) enum Value {
     /// A constant.
     Constant(ScalarValue),
-    /// A subquery: the work list of the batch form.
-    Query(Box<LogicalPlan>),
+    /// A subquery: the work list of the batch form, or the rows of a dataset.
+    Query(Box<Relation>),
+    /// A table by name: the rows of a dataset.
+    Table(Box<Relation>),
+}
+
+/// Rows that a statement gives.
+#[derive(Clone, Debug)]
+pub(crate) struct Relation {
+    /// As it is written in SQL.
+    pub(crate) text: String,
+    pub(crate) plan: LogicalPlan,
 }
 
 /// An argument as written.
@@ -52,6 +63,18 @@ impl Options {
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.text(name) == Some("true")
     }
+
+    /// The value of a number, if it was given or has a default.
+    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    /// The values of a list; none if it was not given.
+    pub(crate) fn texts(&self, name: &str) -> Vec<String> {
+        self.text(name)
+            .and_then(|json| serde_json::from_str(json).ok())
+            .unwrap_or_default()
+    }
 }
 
 impl fmt::Display for Options {
@@ -70,12 +93,16 @@ impl fmt::Display for Options {
 pub(crate) struct Call {
     pub(crate) work: Work,
     pub(crate) options: Options,
+    /// Inputs that are rows of the statement rather than references, by position.
+    pub(crate) relations: BTreeMap<usize, Relation>,
 }
 
 impl Call {
     /// Checks arguments against the function's description.
     pub(crate) fn new(spec: &Spec, arguments: Vec<Argument>) -> Result<Self> {
         let function = spec.name;
+        let is_batch = !has_rows_as_inputs(spec, &arguments);
+        let mut relations = BTreeMap::new();
         let mut inputs: Vec<Option<Option<String>>> = vec![None; spec.inputs.len()];
         let mut query = None;
         let mut options = Options::default();
@@ -90,8 +117,17 @@ impl Call {
                     );
                 }
                 match argument.value {
-                    Value::Query(plan) if positional == 0 && query.is_none() => query = Some(plan),
-                    Value::Query(_) => {
+                    Value::Query(rows) if is_batch && positional == 0 && query.is_none() => {
+                        query = Some(rows.plan);
+                    }
+                    Value::Query(rows) | Value::Table(rows)
+                        if spec.inputs.get(positional).is_some_and(takes_rows) =>
+                    {
+                        inputs[positional] = Some(Some(rows.text.clone()));
+                        relations.insert(positional, *rows);
+                        positional += 1;
+                    }
+                    Value::Query(_) | Value::Table(_) => {
                         return plan_err!(
                             "{function} takes one subquery, as its first argument, with the columns {}",
                             input_names(spec)
@@ -113,11 +149,19 @@ impl Call {
             };
             named = true;
             if let Some(at) = spec.inputs.iter().position(|input| input.is_called(&name)) {
-                let value = constant(spec, &name, argument.value)?;
                 if inputs[at].is_some() {
                     return plan_err!("argument '{name}' of {function} is given twice");
                 }
-                inputs[at] = Some(text(spec, &spec.inputs[at], value)?);
+                match argument.value {
+                    Value::Query(rows) | Value::Table(rows) if takes_rows(&spec.inputs[at]) => {
+                        inputs[at] = Some(Some(rows.text.clone()));
+                        relations.insert(at, *rows);
+                    }
+                    value => {
+                        let value = constant(spec, &name, value)?;
+                        inputs[at] = Some(text(spec, &spec.inputs[at], value)?);
+                    }
+                }
             } else if let Some(option) = spec.options.iter().find(|option| option.is_called(&name))
             {
                 let value = constant(spec, &name, argument.value)?;
@@ -161,7 +205,7 @@ impl Call {
                         spec.inputs[at].name
                     );
                 }
-                Work::Query(Box::new(work_list(spec, *plan)?))
+                Work::Query(Box::new(work_list(spec, plan)?))
             }
             None => {
                 let row: Vec<Option<String>> = inputs.into_iter().map(Option::flatten).collect();
@@ -177,13 +221,33 @@ impl Call {
                 Work::Row(row)
             }
         };
-        Ok(Self { work, options })
+        Ok(Self {
+            work,
+            options,
+            relations,
+        })
     }
 
     /// Whether the work comes from a subquery.
     pub(crate) fn is_batch(&self) -> bool {
         matches!(self.work, Work::Query(_))
     }
+}
+
+fn takes_rows(input: &Parameter) -> bool {
+    input.kind == Kind::Dataset
+}
+
+/// Whether subqueries are rows of datasets rather than a work list: where another input stands beside them.
+fn has_rows_as_inputs(spec: &Spec, arguments: &[Argument]) -> bool {
+    let inputs = arguments.iter().filter(|argument| match &argument.name {
+        None => true,
+        Some(name) => spec
+            .inputs
+            .iter()
+            .any(|input| takes_rows(input) && input.is_called(name)),
+    });
+    spec.inputs.iter().any(takes_rows) && inputs.count() > 1
 }
 
 fn input_names(spec: &Spec) -> String {
@@ -197,7 +261,7 @@ fn input_names(spec: &Spec) -> String {
 fn constant(spec: &Spec, name: &str, value: Value) -> Result<ScalarValue> {
     match value {
         Value::Constant(value) => Ok(value),
-        Value::Query(_) => plan_err!(
+        Value::Query(_) | Value::Table(_) => plan_err!(
             "argument '{name}' of {} must be a constant; a subquery goes first, with the columns {}",
             spec.name,
             input_names(spec)
@@ -231,7 +295,16 @@ fn option_value(spec: &Spec, option: &Parameter, value: ScalarValue) -> Result<O
         return Ok(None);
     }
     match option.kind {
-        Kind::Text => text(spec, option, value),
+        Kind::Text | Kind::Dataset => text(spec, option, value),
+        Kind::Number => match value.cast_to(&DataType::UInt64) {
+            Ok(ScalarValue::UInt64(Some(number))) if is_whole(&value) => {
+                Ok(Some(number.to_string()))
+            }
+            _ => ill_typed(spec, option, &value),
+        },
+        Kind::Texts => Ok(Some(
+            serde_json::json!(texts(spec, option, value)?).to_string(),
+        )),
         Kind::Flag => match value {
             ScalarValue::Boolean(Some(flag)) => Ok(Some(flag.to_string())),
             _ => ill_typed(spec, option, &value),
@@ -241,6 +314,32 @@ fn option_value(spec: &Spec, option: &Parameter, value: ScalarValue) -> Result<O
             _ => ill_typed(spec, option, &value),
         },
     }
+}
+
+fn is_whole(value: &ScalarValue) -> bool {
+    value.data_type().is_integer()
+}
+
+/// A list of texts, or one.
+fn texts(spec: &Spec, option: &Parameter, value: ScalarValue) -> Result<Vec<String>> {
+    let items = match &value {
+        ScalarValue::List(list) => list.value(0),
+        ScalarValue::LargeList(list) => list.value(0),
+        _ => return Ok(text(spec, option, value)?.into_iter().collect()),
+    };
+    (0..items.len())
+        .map(|at| {
+            let item = ScalarValue::try_from_array(&items, at)?;
+            match text(spec, option, item)? {
+                Some(text) => Ok(text),
+                None => plan_err!(
+                    "argument '{}' of {} has a null in it",
+                    option.name,
+                    spec.name
+                ),
+            }
+        })
+        .collect()
 }
 
 /// The subquery, projected to one text column per input. Its columns are matched by name, or by position where none of them
@@ -393,9 +492,10 @@ mod tests {
             .unwrap()
             .build()
             .unwrap();
+        let text = "(SELECT ...)".to_owned();
         Argument {
             name: None,
-            value: Value::Query(Box::new(plan)),
+            value: Value::Query(Box::new(Relation { text, plan })),
         }
     }
 
@@ -459,5 +559,60 @@ mod tests {
         assert!(error(vec![query(&["ft", "finetune"])]).contains("two columns"));
         assert!(error(vec![query(&["a", "b", "c", "d"])]).contains("4 columns"));
         assert!(error(vec![query(&["a", "b"]), named("output", "o")]).contains("'output'"));
+    }
+
+    static ROWS: Spec = Spec {
+        name: "g",
+        row: "row",
+        description: "",
+        inputs: &[
+            Parameter::dataset("base", ""),
+            Parameter::dataset("derivative", ""),
+            Parameter::optional("output", ""),
+        ],
+        options: &[
+            Parameter::texts("splits", ""),
+            Parameter::number("sample_size", Some("1000"), ""),
+        ],
+        columns: &[] as &[Column],
+        examples: &[],
+    };
+
+    #[test]
+    fn subqueries_are_rows_beside_other_inputs() {
+        let call = Call::new(&ROWS, vec![query(&["a"]), at("d"), at("out")]).unwrap();
+        assert!(!call.is_batch() && call.relations.contains_key(&0));
+        let mut second = query(&["a"]);
+        second.name = Some("derivative".into());
+        let call = Call::new(&ROWS, vec![query(&["a"]), second]).unwrap();
+        assert_eq!(call.relations.keys().copied().collect::<Vec<_>>(), [0, 1]);
+        // Alone, it is a work list.
+        let call = Call::new(&ROWS, vec![query(&["base", "derivative"])]).unwrap();
+        assert!(call.is_batch() && call.relations.is_empty());
+        let error = |arguments| Call::new(&ROWS, arguments).unwrap_err().strip_backtrace();
+        assert!(error(vec![at("b"), at("d"), query(&["o"])]).contains("subquery"));
+        assert!(
+            error(vec![query(&["base", "derivative"]), named("output", "o")]).contains("'output'")
+        );
+    }
+
+    #[test]
+    fn lists_and_numbers() {
+        let list = ScalarValue::List(ScalarValue::new_list_nullable(
+            &[ScalarValue::from("a"), ScalarValue::from("b")],
+            &DataType::Utf8,
+        ));
+        let with = |name: &str, value: ScalarValue| {
+            let call = Call::new(&ROWS, vec![at("b"), at("d"), named(name, value)])?;
+            Ok::<_, datafusion::error::DataFusionError>(call.options)
+        };
+        assert_eq!(with("splits", list).unwrap().texts("splits"), ["a", "b"]);
+        assert_eq!(with("splits", "a".into()).unwrap().texts("splits"), ["a"]);
+        assert!(with("splits", 3.into()).is_err());
+        let size = |value: ScalarValue| with("sample_size", value).unwrap().number("sample_size");
+        assert_eq!(size(5_i64.into()), Some(5));
+        assert_eq!(size(ScalarValue::Int64(None)), Some(1000));
+        assert!(with("sample_size", (-5_i64).into()).is_err());
+        assert!(with("sample_size", 1.5.into()).is_err());
     }
 }

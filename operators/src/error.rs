@@ -5,6 +5,7 @@ use std::error::Error;
 
 use datafusion::error::DataFusionError;
 use sparse_codec::CodecError;
+use sparse_dataset::DatasetError;
 use sparse_delta::DeltaError;
 use sparse_store::StoreError;
 
@@ -27,6 +28,14 @@ pub(crate) fn delta(error: DeltaError) -> DataFusionError {
     }
 }
 
+/// An operation's error on datasets as DataFusion's.
+pub(crate) fn dataset(error: DatasetError) -> DataFusionError {
+    match error {
+        DatasetError::Artifact(error) => delta(error),
+        error => DataFusionError::External(Box::new(error)),
+    }
+}
+
 /// A store's error as DataFusion's.
 pub(crate) fn store(error: StoreError) -> DataFusionError {
     delta(DeltaError::Store(error))
@@ -41,6 +50,9 @@ pub fn operation_error(error: &DataFusionError) -> Option<&DeltaError> {
 /// that a codec refuses, 1 otherwise.
 pub fn exit_code(error: &DataFusionError) -> u8 {
     if let Some(error) = operation_error(error) {
+        return error.exit_code();
+    }
+    if let Some(error) = find::<DatasetError>(error) {
         return error.exit_code();
     }
     if find::<CodecError>(error).is_some() {
@@ -63,6 +75,9 @@ pub fn exit_code(error: &DataFusionError) -> u8 {
 /// The message a person reads: the operation's own words where there are some, DataFusion's otherwise.
 pub fn message(error: &DataFusionError) -> String {
     if let Some(error) = operation_error(error) {
+        return error.to_string();
+    }
+    if let Some(error) = find::<DatasetError>(error) {
         return error.to_string();
     }
     error.strip_backtrace()

@@ -1,5 +1,6 @@
 //! What a table function implements. It is either a [`Reader`] or a [`Writer`]; both work on rows of references.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use datafusion::common::Result;
-use datafusion::physical_plan::PhysicalExpr;
+use datafusion::execution::TaskContext;
+use datafusion::physical_plan::{ExecutionPlan, PhysicalExpr};
 use futures::stream::BoxStream;
 
 use crate::call::Options;
@@ -65,6 +67,10 @@ pub struct Request {
     pub(crate) batch_size: usize,
     /// CPU threads one operation may use; 0 for all.
     pub(crate) threads: usize,
+    /// Inputs that are rows of the statement, by position.
+    pub(crate) rows: BTreeMap<usize, Arc<dyn ExecutionPlan>>,
+    /// What those rows are read with: set when the plan is executed.
+    pub(crate) context: Option<Arc<TaskContext>>,
 }
 
 impl Request {

@@ -15,6 +15,7 @@ pub mod function;
 pub mod functions;
 mod planner;
 mod provider;
+mod rows;
 mod session;
 pub mod spec;
 mod tensors;

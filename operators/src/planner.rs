@@ -15,11 +15,11 @@ use datafusion::logical_expr::sqlparser::ast::{
 };
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
 
-use crate::call::{Argument, Call, Value, constant_of};
+use crate::call::{Argument, Call, Relation, Value, constant_of};
 use crate::function::SparseFunction;
 use crate::functions;
 use crate::provider::FunctionTable;
-use crate::spec::Spec;
+use crate::spec::{Kind, Spec};
 
 /// Plans calls of this crate's functions; everything else is left to DataFusion.
 #[derive(Debug, Default)]
@@ -143,6 +143,7 @@ fn value_of(
     match expr {
         SqlExpr::Nested(inner) => value_of(spec, called, *inner, context),
         SqlExpr::Subquery(subquery) => {
+            let text = format!("({subquery})");
             let plan = context.plan(TableFactor::Derived {
                 lateral: false,
                 subquery,
@@ -159,7 +160,13 @@ fn value_of(
                     spec.name
                 );
             }
-            Ok(Value::Query(Box::new(plan)))
+            Ok(Value::Query(Box::new(Relation { text, plan })))
+        }
+        SqlExpr::Identifier(part) if takes_rows(spec, called) => {
+            table(ObjectName::from(vec![part]), context)
+        }
+        SqlExpr::CompoundIdentifier(parts) if takes_rows(spec, called) => {
+            table(ObjectName::from(parts), context)
         }
         SqlExpr::Identifier(_) | SqlExpr::CompoundIdentifier(_) => plan_err!(
             "argument '{called}' of {} must be a constant, not the column {expr}; write a text in single quotes, \
@@ -175,4 +182,29 @@ fn value_of(
             Ok(Value::Constant(constant_of(spec, called, &expr)?))
         }
     }
+}
+
+/// Whether an argument may be the rows of a table.
+fn takes_rows(spec: &Spec, called: &str) -> bool {
+    spec.inputs
+        .iter()
+        .any(|input| input.kind == Kind::Dataset && input.is_called(called))
+}
+
+/// The rows of a table by name.
+fn table(name: ObjectName, context: &mut dyn RelationPlannerContext) -> Result<Value> {
+    let text = format!("TABLE {name}");
+    let plan = context.plan(TableFactor::Table {
+        name,
+        alias: None,
+        args: None,
+        with_hints: Vec::new(),
+        version: None,
+        with_ordinality: false,
+        partitions: Vec::new(),
+        json_path: None,
+        sample: None,
+        index_hints: Vec::new(),
+    })?;
+    Ok(Value::Table(Box::new(Relation { text, plan })))
 }

@@ -14,6 +14,12 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// true or false.
     Flag,
+    /// A whole number that is not negative.
+    Number,
+    /// A list of strings, or one string.
+    Texts,
+    /// The rows of a dataset: a reference as text, a table by name, or a subquery.
+    Dataset,
 }
 
 impl Kind {
@@ -22,6 +28,9 @@ impl Kind {
         match self {
             Self::Text => "text".to_owned(),
             Self::Flag => "true or false".to_owned(),
+            Self::Number => "a whole number, 0 or more".to_owned(),
+            Self::Texts => "a list of texts (['a', 'b'])".to_owned(),
+            Self::Dataset => "text, a table, or a subquery".to_owned(),
             Self::Choice(choices) => choices
                 .iter()
                 .map(|choice| format!("'{choice}'"))
@@ -83,6 +92,33 @@ impl Parameter {
             required: false,
             description,
         }
+    }
+
+    /// A dataset that must be given.
+    pub const fn dataset(name: &'static str, description: &'static str) -> Self {
+        Self::required(name, description).of(Kind::Dataset)
+    }
+
+    /// A number with a default, written as text.
+    pub const fn number(
+        name: &'static str,
+        default: Option<&'static str>,
+        description: &'static str,
+    ) -> Self {
+        let mut parameter = Self::optional(name, description).of(Kind::Number);
+        parameter.default = default;
+        parameter
+    }
+
+    /// A list of texts.
+    pub const fn texts(name: &'static str, description: &'static str) -> Self {
+        Self::optional(name, description).of(Kind::Texts)
+    }
+
+    /// The same argument with values of another kind.
+    pub const fn of(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
     }
 
     /// An argument with listed values.
@@ -213,9 +249,11 @@ impl Spec {
         for option in self.options {
             let value = match (option.kind, option.default) {
                 (Kind::Flag, default) => default.unwrap_or("false").to_owned(),
+                (Kind::Number, Some(default)) => default.to_owned(),
                 (_, Some(default)) => format!("'{default}'"),
                 (Kind::Choice(choices), None) => choices.join("|"),
-                (Kind::Text, None) => "...".to_owned(),
+                (Kind::Texts, None) => "[...]".to_owned(),
+                (Kind::Text | Kind::Number | Kind::Dataset, None) => "...".to_owned(),
             };
             out += &format!(" [, {} => {value}]", option.name);
         }

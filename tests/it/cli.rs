@@ -27,6 +27,9 @@ fn the_examples_of_the_help_run() {
         "diff",
         "info",
         "verify",
+        "dataset-compress",
+        "dataset-reconstruct",
+        "dataset-diff",
         "features",
     ] {
         let help = run_ok(work.path(), &[command, "--help"]);
@@ -50,7 +53,7 @@ fn the_examples_of_the_help_run() {
             ran += 1;
         }
     }
-    assert!(ran >= 7, "{ran}");
+    assert!(ran >= 13, "{ran}");
 }
 
 #[test]

@@ -9,6 +9,7 @@
 mod adapters;
 mod bounded;
 mod cli;
+mod datasets;
 mod dependencies;
 mod docs;
 mod full_disk;

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use serde_json::json;
+use sparse_dataset::DatasetInfo;
 use sparse_delta::ArtifactInfo;
 
 use super::{json, print_json};
@@ -13,8 +14,22 @@ use crate::format;
 
 pub(super) async fn run(args: &Info, context: &Context) -> Result<u8, Failure> {
     let bar = context.bar();
+    let open = context.open_options(&bar);
+    if sparse_dataset::is_dataset_delta(&args.delta, &open).await? {
+        let info = sparse_dataset::Info::new(&args.delta)
+            .open_options(open)
+            .run()
+            .await?;
+        drop(bar);
+        if context.global.json {
+            print_json(&json!({ "path": info.path, "manifest": json(&info.manifest) }))?;
+        } else {
+            show_dataset(&info)?;
+        }
+        return Ok(0);
+    }
     let info = sparse_delta::Info::new(&args.delta)
-        .open_options(context.open_options(&bar))
+        .open_options(open)
         .run()
         .await?;
     drop(bar);
@@ -103,5 +118,72 @@ fn show(info: &ArtifactInfo) -> Result<(), Failure> {
         "ratio",
     ];
     write!(out, "\n{}", format::table(&header, &[5, 6, 7, 8], &rows))?;
+    Ok(())
+}
+
+fn show_dataset(info: &DatasetInfo) -> Result<(), Failure> {
+    let manifest = &info.manifest;
+    let sizes = &manifest.size_stats;
+    let mut out = std::io::stdout().lock();
+    let lines = [
+        ("path", info.path.clone()),
+        ("derivative", manifest.derivative_dataset_id.clone()),
+        ("base", manifest.base_dataset_id.clone()),
+        ("key", manifest.key.clone()),
+        (
+            "created",
+            format!(
+                "{} by sparse {}, effort {}",
+                manifest.created_at, manifest.tool_version, manifest.effort
+            ),
+        ),
+        (
+            "size",
+            format!(
+                "{} -> {}, {:.2} % saved",
+                format::bytes(sizes.derivative_size_bytes),
+                format::bytes(sizes.delta_size_bytes),
+                sizes.savings_pct
+            ),
+        ),
+    ];
+    for (name, value) in lines {
+        writeln!(out, "{name:<17} {value}")?;
+    }
+    writeln!(out)?;
+    for split in &manifest.splits {
+        writeln!(out, "hash {}  {}", split.hash, split.name)?;
+    }
+    let rows: Vec<Vec<String>> = manifest
+        .splits
+        .iter()
+        .zip(&info.stored)
+        .map(|(split, stored)| {
+            let counts = [
+                split.base_rows,
+                split.rows,
+                split.shared,
+                split.edited,
+                split.new,
+                split.removed,
+                *stored,
+            ];
+            std::iter::once(split.name.clone())
+                .chain(counts.map(format::count))
+                .collect()
+        })
+        .collect();
+    let header = [
+        "split",
+        "base rows",
+        "rows",
+        "shared",
+        "edited",
+        "new",
+        "removed",
+        "stored bytes",
+    ];
+    let numbers = [1, 2, 3, 4, 5, 6, 7];
+    write!(out, "\n{}", format::table(&header, &numbers, &rows))?;
     Ok(())
 }

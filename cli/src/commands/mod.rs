@@ -2,6 +2,9 @@
 
 mod completions;
 mod compress;
+mod dataset_compress;
+mod dataset_diff;
+mod dataset_reconstruct;
 mod diff;
 mod features;
 mod info;
@@ -27,6 +30,9 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Diff(args) => diff::run(args, &context).await,
         Command::Info(args) => info::run(args, &context).await,
         Command::Verify(args) => verify::run(args, &context).await,
+        Command::DatasetCompress(args) => dataset_compress::run(args, &context).await,
+        Command::DatasetReconstruct(args) => dataset_reconstruct::run(args, &context).await,
+        Command::DatasetDiff(args) => dataset_diff::run(args, &context).await,
         Command::Sql(args) => sql::run(args, &context).await,
         Command::Features(_) => features::run(&context),
         Command::Completions(args) => completions::run(args),

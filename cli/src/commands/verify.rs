@@ -11,15 +11,28 @@ use crate::failure::Failure;
 
 pub(super) async fn run(args: &Verify, context: &Context) -> Result<u8, Failure> {
     let bar = context.bar();
-    let mut verify = sparse_delta::Verify::new(&args.delta)
-        .threads(context.global.threads)
-        .open_options(context.open_options(&bar))
-        .progress(bar.callback())
-        .cancel(context.cancel());
-    if let Some(base) = &args.base {
-        verify = verify.base(base);
-    }
-    let checks = verify.run().await?;
+    let open = context.open_options(&bar);
+    let checks = if sparse_dataset::is_dataset_delta(&args.delta, &open).await? {
+        let mut verify = sparse_dataset::Verify::new(&args.delta)
+            .threads(context.global.threads)
+            .open_options(open)
+            .progress(bar.callback())
+            .cancel(context.cancel());
+        if let Some(base) = &args.base {
+            verify = verify.base(base.as_str());
+        }
+        verify.run().await?
+    } else {
+        let mut verify = sparse_delta::Verify::new(&args.delta)
+            .threads(context.global.threads)
+            .open_options(open)
+            .progress(bar.callback())
+            .cancel(context.cancel());
+        if let Some(base) = &args.base {
+            verify = verify.base(base);
+        }
+        verify.run().await?
+    };
     drop(bar);
     let failed = checks.iter().filter(|check| !check.ok).count();
     if context.global.json {

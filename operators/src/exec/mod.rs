@@ -7,6 +7,7 @@ mod run;
 mod work;
 pub(crate) mod write;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -51,6 +52,10 @@ pub(crate) async fn plan(scan: Scan<'_>) -> Result<Arc<dyn ExecutionPlan>> {
         Work::Row(row) => work::constant(spec, row)?,
         Work::Query(plan) => scan.state.create_physical_plan(plan).await?,
     };
+    let mut rows = BTreeMap::new();
+    for (at, relation) in &scan.call.relations {
+        rows.insert(*at, crate::rows::plan(scan.state, &relation.plan).await?);
+    }
     let request = Request {
         options: scan.call.options.clone(),
         config,
@@ -58,6 +63,8 @@ pub(crate) async fn plan(scan: Scan<'_>) -> Result<Arc<dyn ExecutionPlan>> {
         filters: scan.filters,
         batch_size: scan.state.config().batch_size(),
         threads: 0,
+        rows,
+        context: None,
     };
     if matches!(scan.function.action(), Action::Read(_)) {
         let columns = match scan.projection {

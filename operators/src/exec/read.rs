@@ -219,10 +219,12 @@ impl ExecutionPlan for ReadExec {
         partition: usize,
         context: Arc<TaskContext>,
     ) -> Result<SendableRecordBatchStream> {
-        let child = self.input.execute(partition, context)?;
+        let child = self.input.execute(partition, Arc::clone(&context))?;
         let baseline = BaselineMetrics::new(&self.metrics, partition);
         let function = Arc::clone(&self.function);
-        let request = Arc::clone(&self.request);
+        let mut request = self.request.as_ref().clone();
+        request.context = Some(context);
+        let request = Arc::new(request);
         let outputs = self.outputs.clone();
         let schema = Arc::clone(&self.schema);
         let rows = child

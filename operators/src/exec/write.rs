@@ -198,11 +198,12 @@ impl ExecutionPlan for WriteExec {
                 "{name}: a write node runs below a commit node of the same process"
             );
         };
-        let child = self.input.execute(partition, context)?;
+        let child = self.input.execute(partition, Arc::clone(&context))?;
         let baseline = BaselineMetrics::new(&self.metrics, partition);
         let failures = MetricBuilder::new(&self.metrics).counter("failed", partition);
         let mut request = self.request.clone();
         request.threads = threads_per_partition(self.properties.partitioning.partition_count());
+        request.context = Some(context);
         let stage = Arc::new(Stage {
             function: Arc::clone(&self.function),
             request: Arc::new(request),

@@ -1,6 +1,9 @@
 //! The table functions: one file each, named after it.
 
 mod sparse_compress;
+mod sparse_dataset_compress;
+mod sparse_dataset_diff;
+mod sparse_dataset_reconstruct;
 mod sparse_diff;
 mod sparse_features;
 mod sparse_info;
@@ -11,17 +14,22 @@ mod sparse_verify;
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, new_null_array};
 use datafusion::common::Result;
 use futures::stream::{self, BoxStream, StreamExt};
 use sparse_delta::CancelToken;
 
-use crate::function::{Request, SparseFunction};
+use crate::columns;
+use crate::function::{Inputs, Request, SparseFunction};
+use crate::spec::{Column, Parameter, Spec, Type};
 
 /// Every table function, sorted by name.
 pub fn all() -> Vec<Arc<dyn SparseFunction>> {
     vec![
         Arc::new(sparse_compress::SparseCompress),
+        Arc::new(sparse_dataset_compress::SparseDatasetCompress),
+        Arc::new(sparse_dataset_diff::SparseDatasetDiff),
+        Arc::new(sparse_dataset_reconstruct::SparseDatasetReconstruct),
         Arc::new(sparse_diff::SparseDiff),
         Arc::new(sparse_features::SparseFeatures),
         Arc::new(sparse_info::SparseInfo),
@@ -37,6 +45,39 @@ pub fn find(name: &str) -> Option<Arc<dyn SparseFunction>> {
     all()
         .into_iter()
         .find(|function| function.spec().name == name)
+}
+
+/// What a dataset may be given as.
+const DATASET: &str = "The base dataset: a Parquet, Arrow IPC, CSV or JSONL file, a folder of splits, an object-store URL or a Hub id as \
+                       text; or a table by its name, or a subquery beside the other inputs, whose rows are the split train. Rows of \
+                       a subquery need ORDER BY where their order is to be the same another time.";
+
+/// What a failure in the batch form does.
+const ON_ERROR: Parameter = Parameter::choice(
+    "on_error",
+    &["fail", "skip"],
+    Some("fail"),
+    "In the batch form, what a row of work that fails does: fail the statement, or give one row with status failed and go on.",
+);
+
+/// The row that tells of work that failed: its inputs, where it would have gone, and why.
+fn failed_row(spec: &Spec, inputs: &Inputs, message: &str) -> Result<RecordBatch> {
+    let input = |name: &str| {
+        let at = spec.inputs.iter().position(|input| input.name == name)?;
+        inputs.get(at).cloned().flatten()
+    };
+    let known = |name: &str| match name {
+        "path" => input("output"),
+        "status" => Some("failed".to_owned()),
+        "message" => Some(message.to_owned()),
+        name => input(name),
+    };
+    let column = |column: &Column| match column.ty {
+        Type::Text => columns::texts(vec![known(column.name)]),
+        ty => new_null_array(&ty.data_type(), 1),
+    };
+    let all = spec.columns.iter().map(column).collect();
+    columns::batch(spec.schema(), all, 1)
 }
 
 /// A stream of the one batch that a future gives.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, new_null_array};
+use arrow::array::{ArrayRef, RecordBatch};
 use async_trait::async_trait;
 use datafusion::common::{Result, exec_datafusion_err};
 use sparse_delta::{Compress, CompressOutcome, StagedDelta};
 
 use super::sparse_info::report_columns;
-use super::{CancelOnDrop, threads};
+use super::{CancelOnDrop, failed_row, threads};
 use crate::function::{
     Action, Committed, Inputs, Request, SparseFunction, Staged, Writer, required,
 };
@@ -155,20 +155,7 @@ impl Writer for SparseCompress {
     }
 
     fn failed(&self, inputs: &Inputs, message: &str) -> Result<RecordBatch> {
-        let schema = SPEC.schema();
-        let known = |name: &str| match name {
-            "base" => inputs.first().cloned().flatten(),
-            "finetune" => inputs.get(1).cloned().flatten(),
-            "path" => inputs.get(2).cloned().flatten(),
-            "status" => Some("failed".to_owned()),
-            "message" => Some(message.to_owned()),
-            _ => None,
-        };
-        let column = |column: &Column| match column.ty {
-            Type::Text => columns::texts(vec![known(column.name)]),
-            ty => new_null_array(&ty.data_type(), 1),
-        };
-        columns::batch(schema, SPEC.columns.iter().map(column).collect(), 1)
+        failed_row(&SPEC, inputs, message)
     }
 }
 

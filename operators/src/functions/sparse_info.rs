@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use datafusion::common::Result;
 use futures::stream::BoxStream;
+use sparse_dataset::{DatasetInfo, SplitEntry, is_dataset_delta};
 use sparse_delta::{ArtifactInfo, Info, TensorReport};
 
 use super::once;
@@ -14,8 +15,9 @@ use crate::{columns, error};
 
 static SPEC: Spec = Spec {
     name: "sparse_info",
-    row: "tensor",
-    description: "What a delta artifact holds, tensor by tensor, beside the models and the key of its manifest.",
+    row: "tensor, or per split of a dataset",
+    description: "What a delta artifact holds, tensor by tensor, beside the models and the key of its manifest. Of a dataset delta, the \
+                  splits: columns about tensors are null there, and those about splits are null for models.",
     inputs: &[Parameter::required(
         "path",
         "The artifact: a folder, an object-store URL, a Hub id, or a key in the delta store.",
@@ -54,11 +56,11 @@ static SPEC: Spec = Spec {
             "bytes / compressed_bytes; null where nothing is stored.",
         ),
         Column::new("blocks", Type::Count, "Its blocks."),
-        Column::new("base", Type::Text, "The base model, as it was given."),
+        Column::new("base", Type::Text, "The base, as it was given."),
         Column::new(
             "finetune",
             Type::Text,
-            "The fine-tuned model, as it was given.",
+            "The fine-tuned model or the derivative dataset, as it was given.",
         ),
         Column::new(
             "created_at",
@@ -68,11 +70,37 @@ static SPEC: Spec = Spec {
         Column::new("effort", Type::Text, "fast, default or max."),
         Column::new("key", Type::Text, "The artifact's key."),
         Column::new("path", Type::Text, "Where it is."),
+        Column::new("split", Type::Text, "The split of the dataset."),
+        Column::new(
+            "base_split",
+            Type::Text,
+            "The base's split it was made from.",
+        ),
+        Column::new("rows", Type::Count, "Its rows."),
+        Column::new(
+            "shared",
+            Type::Count,
+            "Rows that are in the base as they are.",
+        ),
+        Column::new(
+            "edited",
+            Type::Count,
+            "Rows made from one of the base by changing values.",
+        ),
+        Column::new("new", Type::Count, "Rows that are not in the base."),
+        Column::new(
+            "removed",
+            Type::Count,
+            "Rows of the base that are not used.",
+        ),
+        Column::new("hash", Type::Text, "The logical hash of the split."),
     ],
     examples: &[
         "SELECT count(*) FROM sparse_compress('examples/models/base', 'examples/models/sft', '{tmp}/info-delta');\n\
          SELECT tensor, method, bytes, compressed_bytes, ratio FROM sparse_info('{tmp}/info-delta')\n\
          ORDER BY compressed_bytes DESC LIMIT 5;",
+        "SELECT count(*) FROM sparse_dataset_compress('examples/datasets/wordnet/base', 'examples/datasets/wordnet/derivative', '{tmp}/words');\n\
+         SELECT split, rows, shared, edited, new, removed, compressed_bytes FROM sparse_info('{tmp}/words');",
     ],
 };
 
@@ -96,8 +124,21 @@ impl Reader for SparseInfo {
         request: Arc<Request>,
     ) -> BoxStream<'static, Result<RecordBatch>> {
         once(async move {
-            let info = Info::new(required(&SPEC, &inputs, 0)?)
-                .open_options(request.config.open_options())
+            let path = required(&SPEC, &inputs, 0)?;
+            let open = request.config.open_options();
+            if is_dataset_delta(path, &open)
+                .await
+                .map_err(error::dataset)?
+            {
+                let info = sparse_dataset::Info::new(path)
+                    .open_options(open)
+                    .run()
+                    .await
+                    .map_err(error::dataset)?;
+                return request.project(&splits(&info)?);
+            }
+            let info = Info::new(path)
+                .open_options(open)
                 .run()
                 .await
                 .map_err(error::delta)?;
@@ -121,6 +162,40 @@ fn batch(info: &ArtifactInfo) -> Result<RecordBatch> {
     ] {
         all.push(columns::texts(vec![Some(value); rows.len()]));
     }
+    // Nothing of the columns about splits.
+    for column in &SPEC.columns[all.len()..] {
+        all.push(new_null_array(&column.ty.data_type(), rows.len()));
+    }
+    columns::batch(SPEC.schema(), all, rows.len())
+}
+
+/// The splits of a dataset delta.
+fn splits(info: &DatasetInfo) -> Result<RecordBatch> {
+    let rows = &info.manifest.splits;
+    let manifest = &info.manifest;
+    let text = |f: fn(&SplitEntry) -> Option<&str>| columns::texts(rows.iter().map(f));
+    let count = |f: fn(&SplitEntry) -> u64| columns::counts(rows.iter().map(|row| Some(f(row))));
+    let same = |value: &str| columns::texts(vec![Some(value); rows.len()]);
+    let column = |column: &Column| match column.name {
+        "file" => text(|row| row.files.first().map(|(path, _)| path.as_str())),
+        "compressed_bytes" => columns::counts(info.stored.iter().map(|bytes| Some(*bytes))),
+        "base" => same(&manifest.base_dataset_id),
+        "finetune" => same(&manifest.derivative_dataset_id),
+        "created_at" => same(&manifest.created_at),
+        "effort" => same(&manifest.effort),
+        "key" => same(&manifest.key),
+        "path" => same(&info.path),
+        "split" => text(|row| Some(&row.name)),
+        "base_split" => text(|row| row.base.as_deref()),
+        "rows" => count(|row| row.rows),
+        "shared" => count(|row| row.shared),
+        "edited" => count(|row| row.edited),
+        "new" => count(|row| row.new),
+        "removed" => count(|row| row.removed),
+        "hash" => text(|row| Some(&row.hash)),
+        _ => new_null_array(&column.ty.data_type(), rows.len()),
+    };
+    let all = SPEC.columns.iter().map(column).collect();
     columns::batch(SPEC.schema(), all, rows.len())
 }
 

@@ -5,24 +5,30 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use datafusion::common::Result;
 use futures::stream::BoxStream;
+use sparse_dataset::is_dataset_delta;
 use sparse_delta::{Check, Verify};
 
 use super::{CancelOnDrop, once, threads};
 use crate::function::{Action, Inputs, Reader, Request, SparseFunction, required};
-use crate::spec::{Column, Parameter, Spec, Type};
-use crate::{columns, error};
+use crate::spec::{Column, Kind, Parameter, Spec, Type};
+use crate::{columns, error, rows};
 
 static SPEC: Spec = Spec {
     name: "sparse_verify",
     row: "check",
     description: "Whether every hash of a delta artifact still holds. What is damaged is a row with ok = false, not an error. \
-                  With the base, every file is rebuilt in bounded memory and its SHA-256 compared; nothing is written.",
+                  With the base, every file is rebuilt in bounded memory and its SHA-256 compared (of a dataset, every split and its \
+                  logical hash); nothing is written.",
     inputs: &[
         Parameter::required(
             "path",
             "The artifact: a folder, an object-store URL, a Hub id, or a key in the delta store.",
         ),
-        Parameter::optional("base", "The base model: rebuild every file from it too."),
+        Parameter::optional(
+            "base",
+            "The base model or dataset: rebuild everything from it too.",
+        )
+        .of(Kind::Dataset),
     ],
     options: &[],
     columns: &[
@@ -30,7 +36,8 @@ static SPEC: Spec = Spec {
         Column::new(
             "kind",
             Type::Text,
-            "manifest, index, payload, tensor, carried, or file (rebuilt from the base).",
+            "manifest, index, payload, tensor, carried, or file (rebuilt from the base); of a dataset: manifest, payload, plan, split \
+             (rebuilt from the base).",
         ),
         Column::new("ok", Type::Flag, "Whether it is as it should be."),
         Column::new("detail", Type::Text, "What was checked, or what is wrong."),
@@ -63,9 +70,23 @@ impl Reader for SparseVerify {
     ) -> BoxStream<'static, Result<RecordBatch>> {
         once(async move {
             let (_guard, cancel) = CancelOnDrop::new();
-            let mut verify = Verify::new(required(&SPEC, &inputs, 0)?)
-                .open_options(request.config.open_options())
-                .cancel(cancel);
+            let path = required(&SPEC, &inputs, 0)?;
+            let open = request.config.open_options();
+            if is_dataset_delta(path, &open)
+                .await
+                .map_err(error::dataset)?
+            {
+                let mut verify = sparse_dataset::Verify::new(path)
+                    .open_options(open)
+                    .threads(threads(&request).unwrap_or(0))
+                    .cancel(cancel);
+                if inputs.get(1).is_some_and(Option::is_some) {
+                    verify = verify.base(rows::dataset(&SPEC, &inputs, &request, 1)?);
+                }
+                let checks = verify.run().await.map_err(error::dataset)?;
+                return request.project(&batch(&checks)?);
+            }
+            let mut verify = Verify::new(path).open_options(open).cancel(cancel);
             if let Some(base) = inputs.get(1).and_then(Option::as_deref) {
                 verify = verify.base(base);
             }
