@@ -60,6 +60,7 @@ impl Encoder {
 
     /// The stream: as few more bytes as tell its end from other streams, where zeros follow.
     pub(crate) fn finish(mut self) -> Vec<u8> {
+        let settled = self.out.len();
         for bytes in 1..=8_u32 {
             let below = if bytes == 8 {
                 0
@@ -74,7 +75,8 @@ impl Encoder {
                 break;
             }
         }
-        while self.out.last() == Some(&0) {
+        // Those zeros follow anyway. The ones before them count: the decoder knows by their number where the end is.
+        while self.out.len() > settled && self.out.last() == Some(&0) {
             self.out.pop();
         }
         self.out
@@ -117,7 +119,7 @@ pub(crate) struct Decoder<'a> {
 }
 
 /// More zeros than this after the end: the stream was cut, or never was one.
-const MOST_MISSING: u64 = 1 << 16;
+const MOST_MISSING: u64 = 8;
 
 impl<'a> Decoder<'a> {
     pub(crate) fn new(stream: &'a [u8]) -> Self {
@@ -150,7 +152,7 @@ impl<'a> Decoder<'a> {
 
     /// An error if the stream was not read to its end.
     pub(crate) fn finish(&self) -> Result<(), DatasetError> {
-        if self.rest.is_empty() && self.missing <= 8 {
+        if self.rest.is_empty() && self.missing <= MOST_MISSING {
             Ok(())
         } else {
             Err(DatasetError::damaged("a coded stream has another length"))

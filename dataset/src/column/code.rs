@@ -8,7 +8,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use std::sync::Arc;
 
-use super::derived::Derivation;
+use super::derived::{Derivation, count};
 use super::{Items, Limits, Method, Others, Plan, Source, Target, missing};
 use crate::DatasetError;
 use crate::cell::{Builder, Cells, Reader, Shape};
@@ -359,8 +359,7 @@ fn walk<C: Coder>(
     let mut room = (Vec::new(), Vec::new());
     for item in 0..job.items.len() {
         // The most common case by far, without writing cells.
-        if matches!(job.plan.source, Source::Base(_)) && target.is_same(job.items, item, &mut room)
-        {
+        if job.plan.source == Source::Base && target.is_same(job.items, item, &mut room) {
             predictor.hit(coder, true);
             continue;
         }
@@ -394,7 +393,7 @@ fn rebuild<C: Coder>(
 ) -> Result<Sink, DatasetError> {
     let mut predictor = Predictor::new(job);
     let mut cell = Vec::new();
-    let from_base = matches!(job.plan.source, Source::Base(_));
+    let from_base = job.plan.source == Source::Base;
     // Without stored cells and with every cell its base's there is nothing to read.
     let none = job.plan.cells == 0;
     for item in 0..job.items.len() {
@@ -457,13 +456,21 @@ impl Predictor {
         self.expected.clear();
         match &job.plan.source {
             Source::None => Ok(false),
-            Source::Base(_) => {
+            Source::Base => {
                 let base = job.base.ok_or_else(|| missing("a column of the base"))?;
                 let Some(&row) = job.items.kept.get(item) else {
                     return Ok(false);
                 };
                 base.write(row as usize, &mut self.expected);
                 Ok(true)
+            }
+            Source::Counter { start, step } => {
+                let row = job
+                    .items
+                    .rows
+                    .get(item)
+                    .ok_or_else(|| missing("the order of the rows"))?;
+                Ok(count(*start, *step, *row, job.ty, &mut self.expected))
             }
             Source::Derived(feature) => {
                 let shape = job

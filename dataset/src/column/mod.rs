@@ -5,7 +5,6 @@ mod derived;
 mod plan;
 
 pub(crate) use code::{Rebuilt, decode, encode};
-pub(crate) use derived::{Feature, Measure, Via};
 pub(crate) use plan::{Method, Plan, Source, choose};
 
 use crate::DatasetError;
@@ -28,11 +27,11 @@ impl Items<'_> {
     }
 }
 
-/// Reads the cell of an item of another column.
-pub(crate) type ReadItem<'a> = dyn Fn(usize, &mut Vec<u8>) + Sync + 'a;
-
-/// The columns of a derivative that others may be derived from: the shape, and how to read an item.
+/// The columns that others may be derived from, the derivative's and then the base's: the shape, and how to read an item (nothing
+/// is read of a new item in the base).
 pub(crate) struct Others<'a> {
+    /// How many are the derivative's.
+    pub(crate) own: usize,
     pub(crate) shapes: &'a [Shape],
     pub(crate) read: &'a (dyn Fn(usize, usize, &mut Vec<u8>) + Sync + 'a),
 }
