@@ -19,6 +19,12 @@ for finetune in sft lora-merged; do
 done
 
 echo
+echo "== an edited dataset as a delta of its base"
+"$sparse" dataset-compress examples/datasets/wordnet/base examples/datasets/wordnet/derivative -o "$work/words-delta"
+"$sparse" dataset-reconstruct "$work/words-delta" -o "$work/words"
+"$sparse" dataset-diff examples/datasets/wordnet/derivative "$work/words" --fail-on changed,added,removed,schema
+
+echo
 echo "== the same in SQL"
 "$sparse" sql -c "
     SELECT tensor, method, bytes, compressed_bytes, round(ratio, 2) AS ratio, status

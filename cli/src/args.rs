@@ -102,6 +102,8 @@ pub(crate) enum Command {
     DatasetCompress(DatasetCompress),
     /// Rebuild a derivative dataset from its base and its delta
     DatasetReconstruct(DatasetReconstruct),
+    /// Estimate how large the delta of a dataset would be, without making it
+    DatasetEstimate(DatasetEstimate),
     /// Show what a derivative dataset changed, value by value
     DatasetDiff(DatasetDiff),
     /// Run SQL: a shell, a statement, or a script
@@ -293,6 +295,9 @@ pub(crate) struct DatasetCompress {
     /// How hard to try: fast, default, or max
     #[arg(long, default_value_t = Effort::Default)]
     pub(crate) effort: Effort,
+    /// Memory to use, about; what is larger goes to temporary files: bytes, or with a unit (512MB, 2GiB)
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) memory: Bytes,
     /// Compute everything, write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -317,12 +322,40 @@ pub(crate) struct DatasetReconstruct {
     /// Where the dataset goes: a folder, or a file for a dataset that was one. Default: the cache, by key
     #[arg(short, long)]
     pub(crate) output: Option<String>,
+    /// Memory to use, about; what is larger goes to temporary files: bytes, or with a unit (512MB, 2GiB)
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) memory: Bytes,
     /// Rebuild and check everything, write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Replace another state of the dataset at the output. A folder with other files in it stays
     #[arg(long)]
     pub(crate) overwrite: bool,
+}
+
+/// `sparse dataset-estimate`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sparse dataset-estimate examples/datasets/wordnet/base examples/datasets/wordnet/derivative
+  sparse dataset-estimate org/words ./words-edited --split validation --sample-size 5000 --json")]
+pub(crate) struct DatasetEstimate {
+    /// The base dataset
+    pub(crate) base: String,
+    /// The derivative dataset
+    pub(crate) derivative: String,
+    /// The split of the derivative to look at
+    #[arg(long, default_value = "train")]
+    pub(crate) split: String,
+    /// Rows that are coded to see what they cost
+    #[arg(long, value_name = "ROWS", default_value_t = 1000)]
+    pub(crate) sample_size: u64,
+    /// The effort the delta would be made with
+    #[arg(long, default_value_t = Effort::Default)]
+    pub(crate) effort: Effort,
+    /// Memory to use, about: bytes, or with a unit (512MB, 2GiB)
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) memory: Bytes,
 }
 
 /// `sparse dataset-diff`.
@@ -347,6 +380,9 @@ pub(crate) struct DatasetDiff {
     /// The splits to compare [default: all]
     #[arg(long, value_delimiter = ',', value_name = "SPLIT")]
     pub(crate) splits: Vec<String>,
+    /// Memory to use, about; what is larger goes to temporary files: bytes, or with a unit (512MB, 2GiB)
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub(crate) memory: Bytes,
     /// Differences printed; with --json, all unless this is given
     #[arg(long, value_name = "ROWS")]
     pub(crate) limit: Option<usize>,
@@ -356,6 +392,18 @@ pub(crate) struct DatasetDiff {
     /// Exit with code 3 if there is a difference of this kind
     #[arg(long, value_enum, value_delimiter = ',', value_name = "OP")]
     pub(crate) fail_on: Vec<FailOnRows>,
+}
+
+/// A number of bytes, as it is written: `1048576`, `512MB`, `1.5GiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl std::str::FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        sparse_operators::config::parse_bytes(text).map(Self)
+    }
 }
 
 /// A difference that `dataset-diff` may fail on.

@@ -1,12 +1,12 @@
 //! The plain form of a column: no dictionaries, no runs, no views. Two columns with the same values have the same plain form,
 //! however they are encoded; the encoding is in the schema, and comes back by a cast.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use arrow::array::ArrayRef;
 use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, Field, FieldRef, Schema};
+use arrow::datatypes::{DataType, Field, FieldRef, IntervalUnit, Schema, TimeUnit};
 
 use crate::DatasetError;
 
@@ -61,17 +61,49 @@ pub(crate) fn cast_loosely(array: &ArrayRef, ty: &DataType) -> Option<ArrayRef> 
 }
 
 /// A schema as a text that is the same for the same schema: names, types, nullability and metadata of every field, in order.
+/// `FORMAT.md` specifies it, for it is hashed.
 pub(crate) fn describe(schema: &Schema) -> String {
     let mut text = String::new();
     for field in schema.fields() {
         describe_field(field, &mut text);
     }
-    text + &format!("{:?}", schema.metadata().iter().collect::<BTreeMap<_, _>>())
+    text + &metadata_text(schema.metadata())
+}
+
+/// A schema's fields in the same form, without the metadata of the whole.
+pub(crate) fn describe_fields(schema: &Schema) -> String {
+    schema
+        .fields()
+        .iter()
+        .fold(String::new(), |mut text, field| {
+            describe_field(field, &mut text);
+            text
+        })
+}
+
+/// As a JSON object with its keys sorted.
+fn metadata_text(metadata: &HashMap<String, String>) -> String {
+    let sorted: BTreeMap<_, _> = metadata.iter().collect();
+    serde_json::json!(sorted).to_string()
 }
 
 fn describe_field(field: &Field, text: &mut String) {
-    let metadata: BTreeMap<_, _> = field.metadata().iter().collect();
-    *text += &format!("{:?} {} {metadata:?} ", field.name(), field.is_nullable());
+    *text += &serde_json::json!(field.name()).to_string();
+    *text += if field.is_nullable() {
+        " nullable "
+    } else {
+        " required "
+    };
+    *text += &metadata_text(field.metadata());
+    *text += " ";
+    describe_type(field.data_type(), text);
+    if field.dict_is_ordered() == Some(true) {
+        *text += " ordered";
+    }
+    *text += "\n";
+}
+
+fn describe_type(ty: &DataType, text: &mut String) {
     let mut nest = |name: &str, fields: &[&FieldRef]| {
         *text += &format!("{name}(");
         for field in fields {
@@ -79,16 +111,60 @@ fn describe_field(field: &Field, text: &mut String) {
         }
         *text += ")";
     };
-    match field.data_type() {
+    match ty {
         DataType::List(child) => nest("list", &[child]),
         DataType::LargeList(child) => nest("large_list", &[child]),
         DataType::ListView(child) => nest("list_view", &[child]),
         DataType::LargeListView(child) => nest("large_list_view", &[child]),
-        DataType::FixedSizeList(child, size) => nest(&format!("list_{size}"), &[child]),
-        DataType::Map(child, sorted) => nest(&format!("map_{sorted}"), &[child]),
+        DataType::FixedSizeList(child, size) => nest(&format!("list_of_{size}"), &[child]),
+        DataType::Map(child, false) => nest("map", &[child]),
+        DataType::Map(child, true) => nest("sorted_map", &[child]),
         DataType::Struct(fields) => nest("struct", &fields.iter().collect::<Vec<_>>()),
         DataType::RunEndEncoded(ends, values) => nest("runs", &[ends, values]),
-        plain => *text += &format!("{plain:?}"),
+        DataType::Dictionary(keys, values) => {
+            *text += "dictionary(";
+            describe_type(keys, text);
+            *text += ",";
+            describe_type(values, text);
+            *text += ")";
+        }
+        plain => *text += &plain_name(plain),
     }
-    *text += "\n";
+}
+
+fn plain_name(ty: &DataType) -> String {
+    let unit = |unit: &TimeUnit| match unit {
+        TimeUnit::Second => "s",
+        TimeUnit::Millisecond => "ms",
+        TimeUnit::Microsecond => "us",
+        TimeUnit::Nanosecond => "ns",
+    };
+    match ty {
+        DataType::Timestamp(u, None) => format!("timestamp({})", unit(u)),
+        DataType::Timestamp(u, Some(zone)) => {
+            format!(
+                "timestamp({},{})",
+                unit(u),
+                serde_json::json!(zone.as_ref())
+            )
+        }
+        DataType::Time32(u) => format!("time32({})", unit(u)),
+        DataType::Time64(u) => format!("time64({})", unit(u)),
+        DataType::Duration(u) => format!("duration({})", unit(u)),
+        DataType::Interval(IntervalUnit::YearMonth) => "interval(year_month)".to_owned(),
+        DataType::Interval(IntervalUnit::DayTime) => "interval(day_time)".to_owned(),
+        DataType::Interval(IntervalUnit::MonthDayNano) => "interval(month_day_nano)".to_owned(),
+        DataType::FixedSizeBinary(width) => format!("fixed_binary({width})"),
+        DataType::Decimal32(precision, scale) => format!("decimal32({precision},{scale})"),
+        DataType::Decimal64(precision, scale) => format!("decimal64({precision},{scale})"),
+        DataType::Decimal128(precision, scale) => format!("decimal128({precision},{scale})"),
+        DataType::Decimal256(precision, scale) => format!("decimal256({precision},{scale})"),
+        DataType::Boolean => "bool".to_owned(),
+        DataType::Utf8View => "utf8_view".to_owned(),
+        DataType::LargeUtf8 => "large_utf8".to_owned(),
+        DataType::BinaryView => "binary_view".to_owned(),
+        DataType::LargeBinary => "large_binary".to_owned(),
+        // Int8 is int8, Float64 float64, Utf8 utf8, Date32 date32, Null null.
+        simple => format!("{simple:?}").to_ascii_lowercase(),
+    }
 }

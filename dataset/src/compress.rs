@@ -14,10 +14,13 @@ use crate::artifact;
 use crate::effort::limits;
 use crate::error::During;
 use crate::input::{Dataset, Format, Rows};
-use crate::manifest::{DatasetManifest, FORMAT_VERSION, MANIFEST, PAYLOAD, SizeStats, SplitEntry};
+use crate::manifest::{
+    BaseSplit, DatasetManifest, FORMAT_VERSION, MANIFEST, PAYLOAD, SizeStats, SplitEntry,
+};
 use crate::output::Writer;
+use crate::pair::{self, Pair};
 use crate::split;
-use crate::table::{LogicalHash, Table};
+use crate::table::LogicalHash;
 
 /// A dataset, or a reference by which one is opened.
 #[derive(Clone, Debug)]
@@ -67,10 +70,16 @@ pub struct Compress {
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
+    memory: u64,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
 }
+
+/// Bytes of memory an operation may use unless told otherwise.
+pub(crate) const MEMORY: u64 = 1 << 30;
+/// With less nothing gets done.
+pub(crate) const MIN_MEMORY: u64 = 64 << 20;
 
 /// What was made.
 #[derive(Clone, Debug)]
@@ -97,6 +106,7 @@ impl Compress {
             overwrite: false,
             dry_run: false,
             threads: None,
+            memory: MEMORY,
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -139,6 +149,12 @@ impl Compress {
         self
     }
 
+    /// How many bytes of memory may be used, about; what is larger goes to temporary files. Default: 1 GiB.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes.max(MIN_MEMORY);
+        self
+    }
+
     /// How references are opened: caches, credentials.
     pub fn open_options(mut self, options: OpenOptions) -> Self {
         self.open = options;
@@ -177,6 +193,7 @@ impl Compress {
             effort: self.effort,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
+            memory: self.memory,
             open: self.open,
             progress: self.progress,
             cancel: self.cancel,
@@ -264,45 +281,11 @@ struct Job {
     effort: Effort,
     overwrite: bool,
     dry_run: bool,
+    memory: u64,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
     started: Instant,
-}
-
-/// One split of each side, loaded.
-pub(crate) struct Pair {
-    pub(crate) base: Table,
-    pub(crate) derivative: Table,
-    pub(crate) base_name: Option<String>,
-}
-
-impl Pair {
-    /// Reads a split of the derivative and its counterpart in the base.
-    pub(crate) fn load(
-        base: &Dataset,
-        name: &str,
-        rows: &Arc<dyn Rows>,
-        scratch: &Path,
-    ) -> Result<Self, DatasetError> {
-        let schema = rows.schema()?;
-        let derivative = Table::load(&schema, rows.read()?, &|_| None, scratch)?;
-        let counterpart = base.counterpart(name);
-        let base = match counterpart {
-            Some((_, rows)) => Table::load(
-                &rows.schema()?,
-                rows.read()?,
-                &|column| split::wanted(&schema, column),
-                scratch,
-            )?,
-            None => Table::empty(),
-        };
-        Ok(Self {
-            base,
-            derivative,
-            base_name: counterpart.map(|(name, _)| name.clone()),
-        })
-    }
 }
 
 impl Job {
@@ -333,7 +316,8 @@ impl Job {
                 look(path)?;
             }
         }
-        let scratch = std::env::temp_dir();
+        let scratch = pair::scratch();
+        let room = pair::room(&scratch, self.memory);
         let mut payload = Vec::new();
         let mut entries = Vec::new();
         let mut sizes = SizeStats::default();
@@ -342,19 +326,16 @@ impl Job {
         for (at, (name, rows)) in self.splits.iter().enumerate() {
             self.check()?;
             self.tell(&format!("reading {name}"), at as f64 / count);
-            let pair = Pair::load(&self.base, name, rows, &scratch)
+            let pair = Pair::load(&self.base, name, rows, &room, &|| self.check())
                 .map_err(|error| named(error, &self.derivative, name))?;
-            let counterpart = self.base.counterpart(name);
-            if let Some((base_name, base_rows)) = counterpart
-                && used.insert(base_name.clone())
-            {
-                sizes.base_size_bytes += base_rows.bytes();
+            for (base_name, base_rows) in self.base.splits() {
+                if pair.splits.contains(base_name) && used.insert(base_name.clone()) {
+                    sizes.base_size_bytes += base_rows.bytes();
+                }
             }
             sizes.derivative_size_bytes += rows.bytes();
             self.tell(&format!("coding {name}"), (at as f64 + 0.2) / count);
-            let coded = split::encode(&pair.base, &pair.derivative, limits(self.effort), &|| {
-                self.check()
-            })?;
+            let coded = split::encode(&pair, limits(self.effort), &|| self.check())?;
             let same_schema = crate::canonical::describe(&pair.base.schema)
                 == crate::canonical::describe(&pair.derivative.schema);
             let schema = (!same_schema).then_some(&pair.derivative.schema);
@@ -412,17 +393,22 @@ impl Job {
         if format != rows.format() || files.is_empty() {
             files = vec![(format!("{name}.{}", format.ending()), total)];
         }
+        let base = pair.splits.iter().zip(&pair.base.parts);
         Ok(SplitEntry {
             name: name.to_owned(),
-            base: pair.base_name.clone(),
+            base: base
+                .map(|(name, part)| BaseSplit {
+                    name: name.clone(),
+                    rows: part.rows,
+                    hash: part.hash.clone(),
+                })
+                .collect(),
             rows: total,
-            base_rows: pair.base.rows as u64,
             shared: plan_of.kept - plan_of.edited,
             edited: plan_of.edited,
             new: plan_of.new,
             removed: plan_of.removed,
-            base_hash: pair.base.hash.clone(),
-            hash: pair.derivative.hash.clone(),
+            hash: pair.hash().to_owned(),
             format,
             files,
             plan,
@@ -441,7 +427,10 @@ impl Job {
         text(&self.effort.to_string());
         for entry in entries {
             text(&entry.name);
-            text(&entry.base_hash);
+            for base in &entry.base {
+                text(&base.name);
+                text(&base.hash);
+            }
             text(&entry.hash);
             for (path, rows) in &entry.files {
                 text(path);
@@ -548,7 +537,7 @@ fn survives(
         };
         hash.update(&batch)?;
     }
-    Ok(hash.finish() == pair.derivative.hash)
+    Ok(hash.finish() == pair.hash())
 }
 
 /// Whether the artifact with this key is at a place, whole.

@@ -17,7 +17,7 @@ use sparse_delta::DeltaError;
 use sparse_store::{Location, OpenOptions};
 
 use crate::DatasetError;
-use crate::canonical::describe;
+use crate::canonical::describe_fields;
 use crate::error::During;
 use crate::table::Batches;
 
@@ -430,12 +430,12 @@ impl Rows for Files {
 
     fn read(&self) -> Result<Batches, DatasetError> {
         let schema = self.schema()?;
-        let fields = describe(&schema.as_ref().clone().with_metadata(Default::default()));
+        let fields = describe_fields(&schema);
         let format = self.format;
         let files = self.files.clone();
         let all = files.into_iter().flat_map(move |(relative, path)| {
             let opened = open_file(&path, format).and_then(|(own, batches)| {
-                let found = describe(&own.as_ref().clone().with_metadata(Default::default()));
+                let found = describe_fields(&own);
                 if found == fields {
                     Ok(batches)
                 } else {

@@ -85,12 +85,10 @@ impl SizeStats {
 pub struct SplitEntry {
     /// Its name.
     pub name: String,
-    /// The base's split it was made from.
-    pub base: Option<String>,
+    /// The base's splits it was made from, in the order in which their rows are counted.
+    pub base: Vec<BaseSplit>,
     /// Its rows.
     pub rows: u64,
-    /// Rows of the base's split.
-    pub base_rows: u64,
     /// Rows that are in the base as they are.
     pub shared: u64,
     /// Rows made from one of the base by changing values.
@@ -99,8 +97,6 @@ pub struct SplitEntry {
     pub new: u64,
     /// Rows of the base that are not used.
     pub removed: u64,
-    /// The logical hash of the base's split.
-    pub base_hash: String,
     /// The logical hash of this split.
     pub hash: String,
     /// How its files store rows.
@@ -109,6 +105,34 @@ pub struct SplitEntry {
     pub files: Vec<(String, u64)>,
     /// Where its plan is in `payload.bin`: schema, programs, and the streams that follow it.
     pub plan: Blob,
+}
+
+impl SplitEntry {
+    /// Rows of the base's splits together.
+    #[must_use]
+    pub fn base_rows(&self) -> u64 {
+        self.base
+            .iter()
+            .fold(0, |rows, base| rows.saturating_add(base.rows))
+    }
+
+    /// The names of the base's splits; none for a split that was made from nothing.
+    #[must_use]
+    pub fn base_names(&self) -> Option<String> {
+        let names: Vec<&str> = self.base.iter().map(|base| base.name.as_str()).collect();
+        (!names.is_empty()).then(|| names.join(", "))
+    }
+}
+
+/// A split of the base.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseSplit {
+    /// Its name.
+    pub name: String,
+    /// Its rows.
+    pub rows: u64,
+    /// Its logical hash.
+    pub hash: String,
 }
 
 impl Sealed for DatasetManifest {

@@ -1,6 +1,7 @@
 //! `Reconstruct`: a derivative dataset made again from its base and its delta.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sparse_delta::support::{self, Occupant, Output};
@@ -9,12 +10,13 @@ use sparse_store::{OpenOptions, Replace, Staged, safe_join};
 
 use crate::DatasetError;
 use crate::artifact::Artifact;
-use crate::compress::Input;
-use crate::input::Dataset;
+use crate::compress::{Input, MEMORY, MIN_MEMORY};
+use crate::input::{Dataset, Rows};
 use crate::manifest::{DatasetManifest, SplitEntry};
 use crate::output::Writer;
+use crate::pair;
 use crate::split;
-use crate::table::{LogicalHash, Table};
+use crate::table::{LogicalHash, plain_types};
 
 /// Makes a derivative dataset again.
 #[must_use = "nothing happens until `stage` is awaited"]
@@ -25,6 +27,7 @@ pub struct Reconstruct {
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
+    memory: u64,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -53,6 +56,7 @@ impl Reconstruct {
             overwrite: false,
             dry_run: false,
             threads: None,
+            memory: MEMORY,
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -86,6 +90,12 @@ impl Reconstruct {
     /// How many threads work. Default: as many as there are cores.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = (threads > 0).then_some(threads);
+        self
+    }
+
+    /// How many bytes of memory may be used, about; what is larger goes to temporary files. Default: 1 GiB.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes.max(MIN_MEMORY);
         self
     }
 
@@ -138,6 +148,7 @@ impl Reconstruct {
             output,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
+            memory: self.memory,
             open: self.open,
             progress: self.progress,
             cancel: self.cancel,
@@ -191,6 +202,7 @@ struct Job {
     output: Option<PathBuf>,
     overwrite: bool,
     dry_run: bool,
+    memory: u64,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -254,6 +266,30 @@ impl Job {
         })
     }
 
+    /// The base's split of a name; the only one may have another name by now.
+    fn base_split(
+        &self,
+        name: &str,
+        entry: &SplitEntry,
+    ) -> Result<&(String, Arc<dyn Rows>), DatasetError> {
+        let splits = self.base.splits();
+        splits
+            .iter()
+            .find(|(own, _)| own == name)
+            .or_else(|| {
+                splits
+                    .first()
+                    .filter(|_| splits.len() == 1 && entry.base.len() == 1)
+            })
+            .ok_or_else(|| {
+                DeltaError::NotFound {
+                    what: format!("split {name:?} of {}", self.base.id()),
+                    remedy: "give the base the delta was made against".to_owned(),
+                }
+                .into()
+            })
+    }
+
     /// Rebuilds one split into files below `place`, or only in memory.
     fn split(
         &self,
@@ -263,48 +299,34 @@ impl Job {
         single_file: bool,
     ) -> Result<(), DatasetError> {
         let (plan, schema, streams) = artifact.split(entry)?;
-        let scratch = std::env::temp_dir();
-        let (base, base_schema) = match &entry.base {
-            None => (Table::empty(), None),
-            Some(name) => {
-                let rows = self
-                    .base
-                    .splits()
-                    .iter()
-                    .find(|(own, _)| own == name)
-                    .or_else(|| {
-                        self.base
-                            .splits()
-                            .first()
-                            .filter(|_| self.base.splits().len() == 1)
-                    })
-                    .map(|(_, rows)| rows)
-                    .ok_or_else(|| DeltaError::NotFound {
-                        what: format!("split {name:?} of {}", self.base.id()),
-                        remedy: "give the base the delta was made against".to_owned(),
-                    })?;
-                let base_schema = rows.schema()?;
-                let wanted = |column: &str| {
-                    schema
-                        .as_ref()
-                        .and_then(|schema| split::wanted(schema, column))
-                };
-                let table = Table::load(&base_schema, rows.read()?, &wanted, &scratch)?;
-                if table.hash != entry.base_hash {
-                    return Err(DatasetError::WrongBase {
-                        base: self.base.id().to_owned(),
-                        base_id: artifact.manifest.base_dataset_id.clone(),
-                        split: name.clone(),
-                        expected: entry.base_hash.clone(),
-                        found: table.hash,
-                    });
-                }
-                (table, Some(base_schema))
-            }
+        let splits: Vec<&(String, Arc<dyn Rows>)> = entry
+            .base
+            .iter()
+            .map(|wanted| self.base_split(&wanted.name, entry))
+            .collect::<Result<_, _>>()?;
+        let schema = match (schema, splits.first()) {
+            (Some(schema), _) => schema,
+            (None, Some((_, rows))) => rows.schema()?,
+            (None, None) => return Err(DatasetError::damaged("a split has no schema")),
         };
-        let schema = schema
-            .or(base_schema)
-            .ok_or_else(|| DatasetError::damaged("a split has no schema"))?;
+        let scratch = pair::scratch();
+        let base = pair::load_splits(
+            &splits,
+            &plan.pairs,
+            &plain_types(&schema)?,
+            &pair::room(&scratch, self.memory),
+        )?;
+        for (wanted, found) in entry.base.iter().zip(&base.parts) {
+            if wanted.hash != found.hash {
+                return Err(DatasetError::WrongBase {
+                    base: self.base.id().to_owned(),
+                    base_id: artifact.manifest.base_dataset_id.clone(),
+                    split: wanted.name.clone(),
+                    expected: wanted.hash.clone(),
+                    found: found.hash.clone(),
+                });
+            }
+        }
         let decoded = split::decode(&plan, &streams, &base, &schema)?;
         if decoded.rows() as u64 != entry.rows {
             return Err(DatasetError::damaged("the numbers of rows do not add up"));

@@ -9,13 +9,14 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::DatasetError;
-use crate::canonical::{canonical, cast_to};
+use crate::canonical::cast_to;
 use crate::cell::Shape;
 use crate::coding::{Decoder, Encoder};
 use crate::column::{self, Items, Limits, Others, Plan, Rebuilt, Source, Target};
-use crate::matching::{self, NEW, Shared, narrow, sampled};
+use crate::matching::{NEW, narrow, sampled};
 use crate::order;
-use crate::table::{Column, Table, gather};
+use crate::pair::{Check, Pair};
+use crate::table::{Column, Table, gather, plain_types};
 
 /// How the rows of a split are told to be arranged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,8 @@ pub(crate) struct SplitPlan {
     /// Kept rows of which at least one column is stored.
     pub(crate) edited: u64,
     pub(crate) program: Program,
+    /// For each column the base's it belongs to, which is read in its type.
+    pub(crate) pairs: Vec<Option<usize>>,
     pub(crate) columns: Vec<Plan>,
 }
 
@@ -52,130 +55,171 @@ pub(crate) struct Coded {
     pub(crate) streams: Vec<Vec<u8>>,
 }
 
-/// The pairs of columns: for each of the derivative's, the base's.
-pub(crate) fn pair_columns(base: &SchemaRef, derivative: &SchemaRef) -> Vec<Option<usize>> {
-    derivative
-        .fields()
-        .iter()
-        .map(|field| {
-            let (at, other) = base.column_with_name(field.name())?;
-            let from = canonical(other.data_type()).ok()?;
-            let to = canonical(field.data_type()).ok()?;
-            arrow::compute::can_cast_types(&from, &to).then_some(at)
+/// A matched split as it is coded: items, and the columns they have.
+pub(crate) struct Split<'a> {
+    pair: &'a Pair,
+    /// How many rows each row of the base is kept as.
+    counts: Vec<u32>,
+    kept: Vec<u32>,
+    rows: Vec<u32>,
+    cells: Vec<Column>,
+    of_base: Vec<Column>,
+    shapes: Vec<Shape>,
+}
+
+impl<'a> Split<'a> {
+    pub(crate) fn new(pair: &'a Pair) -> Result<Self, DatasetError> {
+        let (base, derivative, found) = (&pair.base, &pair.derivative, &pair.rows);
+        let mut counts = vec![0_u32; base.rows];
+        for &row in found.iter().filter(|&&row| row != NEW) {
+            counts[row as usize] += 1;
+        }
+        // Items: the rows kept in the base's order, then the new ones in their own.
+        let mut rows: Vec<u32> = (0..derivative.rows).map(narrow).collect();
+        rows.par_sort_by_key(|&row| found[row as usize]);
+        let kept_count = found.iter().filter(|&&row| row != NEW).count();
+        let kept: Vec<u32> = rows[..kept_count]
+            .iter()
+            .map(|&row| found[row as usize])
+            .collect();
+        let cells: Vec<Column> = (0..derivative.columns())
+            .map(|at| derivative.cells(at))
+            .collect::<Result<_, _>>()?;
+        let of_base: Vec<Column> = (0..base.columns())
+            .map(|at| base.cells(at))
+            .collect::<Result<_, _>>()?;
+        let shapes: Vec<Shape> = cells
+            .iter()
+            .chain(&of_base)
+            .map(|column| column.shape.clone())
+            .collect();
+        Ok(Self {
+            pair,
+            counts,
+            kept,
+            rows,
+            cells,
+            of_base,
+            shapes,
         })
-        .collect()
-}
+    }
 
-/// The type the base's column of this name is needed in.
-pub(crate) fn wanted(derivative: &SchemaRef, name: &str) -> Option<DataType> {
-    let field = derivative.field_with_name(name).ok()?;
-    canonical(field.data_type()).ok()
-}
-
-pub(crate) fn encode(
-    base: &Table,
-    derivative: &Table,
-    limits: Limits,
-    check: &(dyn Fn() -> Result<(), DatasetError> + Sync),
-) -> Result<Coded, DatasetError> {
-    let pairs: Vec<Option<usize>> = pair_columns(&base.schema, &derivative.schema)
-        .into_iter()
-        .enumerate()
-        .map(|(to, from)| from.filter(|&from| base.ty(from) == derivative.ty(to)))
-        .collect();
-    let mut shared = Shared {
-        base: Vec::new(),
-        derivative: Vec::new(),
-    };
-    for (to, from) in pairs.iter().enumerate() {
-        if let Some(from) = from {
-            shared.base.push(base.cells(*from)?);
-            shared.derivative.push(derivative.cells(to)?);
+    pub(crate) fn items(&self) -> Items<'_> {
+        Items {
+            kept: &self.kept,
+            new: self.rows.len() - self.kept.len(),
+            rows: &self.rows,
+            marks: &[],
         }
     }
-    check()?;
-    let found = matching::find(base, derivative, &shared)?;
-    check()?;
 
-    // Items: the rows kept in the base's order, then the new ones in their own.
-    let mut counts = vec![0_u32; base.rows];
-    for &row in found.iter().filter(|&&row| row != NEW) {
-        counts[row as usize] += 1;
+    pub(crate) fn target(&self, column: usize) -> Target<'_> {
+        Target {
+            column: &self.cells[column],
+            base: self.from(column),
+        }
     }
-    let mut rows: Vec<u32> = (0..derivative.rows).map(narrow).collect();
-    rows.par_sort_by_key(|&row| found[row as usize]);
-    let kept_count = found.iter().filter(|&&row| row != NEW).count();
-    let kept: Vec<u32> = rows[..kept_count]
-        .iter()
-        .map(|&row| found[row as usize])
-        .collect();
-    drop(found);
-    let items = Items {
-        kept: &kept,
-        new: derivative.rows - kept_count,
-        rows: &rows,
-    };
 
-    let cells: Vec<Column> = (0..derivative.columns())
-        .map(|at| derivative.cells(at))
-        .collect::<Result<_, _>>()?;
-    let from: Vec<Option<Column>> = pairs
-        .iter()
-        .map(|pair| pair.map(|at| base.cells(at)).transpose())
-        .collect::<Result<_, _>>()?;
-    let shapes: Vec<Shape> = cells.iter().map(|column| column.shape.clone()).collect();
-    let read = |column: usize, item: usize, out: &mut Vec<u8>| {
-        cells[column].write(rows[item] as usize, out);
-    };
-    let others = Others {
-        shapes: &shapes,
-        read: &read,
-    };
-    let sources = choose_sources(&cells, &from, &pairs, &items, &others)?;
-    let coded: Vec<(Plan, Vec<u8>)> = sources
-        .into_par_iter()
-        .enumerate()
-        .map(|(at, source)| {
-            check()?;
-            let target = Target {
-                column: &cells[at],
-                base: from[at].as_ref(),
-            };
-            column::encode(source, &target, &items, &others, limits, base.rows)
+    /// The base's column that one of the derivative's belongs to.
+    fn from(&self, column: usize) -> Option<&Column> {
+        self.pair.columns[column].map(|at| &self.of_base[at])
+    }
+
+    fn all_from(&self) -> Vec<Option<&Column>> {
+        (0..self.cells.len()).map(|at| self.from(at)).collect()
+    }
+
+    /// With the columns that others may be derived from, of these items.
+    pub(crate) fn with_others<R>(&self, items: &Items<'_>, f: impl FnOnce(&Others<'_>) -> R) -> R {
+        let own = self.cells.len();
+        let read = |column: usize, item: usize, out: &mut Vec<u8>| match column.checked_sub(own) {
+            None => self.cells[column].write(items.rows[item] as usize, out),
+            Some(of) => {
+                if let Some(&row) = items.kept.get(item) {
+                    self.of_base[of].write(row as usize, out);
+                }
+            }
+        };
+        f(&Others {
+            own,
+            shapes: &self.shapes,
+            read: &read,
         })
-        .collect::<Result<_, DatasetError>>()?;
-    let edited = count_edited(&cells, &from, &coded, &items);
-    let (program, arrangement) = arrange(derivative, &cells, &coded, &items, &counts)?;
-    let (plans, mut streams): (Vec<Plan>, Vec<Vec<u8>>) = coded.into_iter().unzip();
-    streams.insert(0, arrangement);
-    Ok(Coded {
-        plan: SplitPlan {
-            base_rows: base.rows as u64,
-            kept: kept.len() as u64,
-            new: items.new as u64,
-            removed: counts.iter().filter(|&&count| count == 0).count() as u64,
-            edited,
-            program,
-            columns: plans,
-        },
-        streams,
-    })
+    }
+
+    /// What each column is predicted from.
+    pub(crate) fn sources(&self) -> Result<Vec<Source>, DatasetError> {
+        let items = self.items();
+        self.with_others(&items, |others| {
+            choose_sources(&self.cells, &self.all_from(), &items, others)
+        })
+    }
+
+    /// The plan and the streams, with the columns as they are coded.
+    pub(crate) fn finish(&self, coded: Vec<(Plan, Vec<u8>)>) -> Result<Coded, DatasetError> {
+        let items = self.items();
+        let edited = count_edited(&self.cells, &self.all_from(), &coded, &items);
+        let (program, arrangement) = arrange(
+            &self.pair.derivative,
+            &self.cells,
+            &coded,
+            &items,
+            &self.counts,
+        )?;
+        let (plans, mut streams): (Vec<Plan>, Vec<Vec<u8>>) = coded.into_iter().unzip();
+        streams.insert(0, arrangement);
+        Ok(Coded {
+            plan: SplitPlan {
+                base_rows: self.pair.base.rows as u64,
+                kept: items.kept.len() as u64,
+                new: items.new as u64,
+                removed: self.counts.iter().filter(|&&count| count == 0).count() as u64,
+                edited,
+                program,
+                pairs: self.pair.columns.clone(),
+                columns: plans,
+            },
+            streams,
+        })
+    }
+}
+
+/// Codes what a matched split is beyond its base.
+pub(crate) fn encode(
+    pair: &Pair,
+    limits: Limits,
+    check: &Check<'_>,
+) -> Result<Coded, DatasetError> {
+    let split = Split::new(pair)?;
+    let sources = split.sources()?;
+    let items = split.items();
+    let coded = split.with_others(&items, |others| {
+        sources
+            .into_par_iter()
+            .enumerate()
+            .map(|(at, source)| {
+                check()?;
+                let target = split.target(at);
+                column::encode(source, &target, &items, others, limits, pair.base.rows)
+            })
+            .collect::<Result<_, DatasetError>>()
+    })?;
+    split.finish(coded)
 }
 
 /// What each column is predicted from. Columns that are derived depend on others that are not: no circles.
 fn choose_sources(
     cells: &[Column],
-    from: &[Option<Column>],
-    pairs: &[Option<usize>],
+    from: &[Option<&Column>],
     items: &Items<'_>,
     others: &Others<'_>,
 ) -> Result<Vec<Source>, DatasetError> {
     let choose = |at: usize, may_use: &[usize]| {
         let target = Target {
             column: &cells[at],
-            base: from[at].as_ref(),
+            base: from[at],
         };
-        column::choose(&target, pairs[at], items, others, may_use)
+        column::choose(&target, items, others, may_use)
     };
     let all: Vec<usize> = (0..cells.len()).collect();
     let mut sources: Vec<Source> = all
@@ -194,7 +238,7 @@ fn choose_sources(
         let is_used = sources.iter().enumerate().any(|(other, source)| {
             derived[other] && matches!(source, Source::Derived(f) if f.column == at)
         });
-        if !is_used && !derived[feature.column] {
+        if feature.column >= cells.len() || (!is_used && !derived[feature.column]) {
             derived[at] = true;
             continue;
         }
@@ -212,7 +256,7 @@ fn choose_sources(
     // What is left of chains: the one that others are derived from is not derived itself.
     for at in 0..cells.len() {
         if let Source::Derived(feature) = &sources[at]
-            && matches!(sources[feature.column], Source::Derived(_))
+            && sources.get(feature.column).is_some_and(Source::is_late)
         {
             sources[at] = choose(at, &[])?;
         }
@@ -223,7 +267,7 @@ fn choose_sources(
 /// Kept rows with a value that is neither the base's nor follows from other columns.
 fn count_edited(
     cells: &[Column],
-    from: &[Option<Column>],
+    from: &[Option<&Column>],
     coded: &[(Plan, Vec<u8>)],
     items: &Items<'_>,
 ) -> u64 {
@@ -231,10 +275,10 @@ fn count_edited(
         .iter()
         .zip(from)
         .zip(coded)
-        .filter(|(_, (plan, _))| matches!(plan.source, Source::Base(_)) && plan.cells > 0)
+        .filter(|(_, (plan, _))| plan.source == Source::Base && plan.cells > 0)
         .map(|((column, from), _)| Target {
             column,
-            base: from.as_ref(),
+            base: *from,
         })
         .collect();
     (0..items.kept.len())
@@ -288,7 +332,7 @@ fn arrange(
     let mut best = (Program::Base, code(&Program::Base)?);
     for (at, (column, (plan, _))) in cells.iter().zip(coded).enumerate() {
         // Derived columns come after the order is known.
-        if best.1.len() < 64 || matches!(plan.source, Source::Derived(_)) {
+        if best.1.len() < 64 || plan.source.is_late() {
             continue;
         }
         for descending in [false, true] {
@@ -379,8 +423,8 @@ pub(crate) fn pieces(rows: usize) -> impl Iterator<Item = (usize, usize)> {
 /// A split that can be read row by row.
 pub(crate) struct Decoded {
     schema: SchemaRef,
-    plain: Vec<DataType>,
-    from: Vec<Option<Column>>,
+    of_base: Vec<Column>,
+    from: Vec<Option<usize>>,
     columns: Vec<Rebuilt>,
     kept: Vec<u32>,
     /// The item of each row.
@@ -405,26 +449,30 @@ pub(crate) fn decode(
         return Err(damaged("the numbers of rows do not add up"));
     }
     let count = schema.fields().len();
-    if plan.columns.len() != count || streams.len() != count + 1 {
+    if plan.columns.len() != count || plan.pairs.len() != count || streams.len() != count + 1 {
         return Err(damaged("the columns do not add up"));
     }
-    let plain: Vec<DataType> = schema
-        .fields()
+    let plain = plain_types(schema)?;
+    let of_base: Vec<Column> = (0..base.columns())
+        .map(|at| base.cells(at))
+        .collect::<Result<_, _>>()?;
+    let shapes: Vec<Shape> = plain
         .iter()
-        .map(|field| canonical(field.data_type()))
+        .map(Shape::of)
+        .chain(of_base.iter().map(|column| Ok(column.shape.clone())))
         .collect::<Result<_, _>>()?;
-    let shapes: Vec<Shape> = plain.iter().map(Shape::of).collect::<Result<_, _>>()?;
-    let from: Vec<Option<Column>> = pair_columns(&base.schema, schema)
-        .into_iter()
-        .zip(&plain)
-        .map(|(at, ty)| {
-            at.filter(|&at| base.ty(at) == *ty)
-                .map(|at| base.cells(at))
-                .transpose()
-        })
-        .collect::<Result<_, _>>()?;
+    for (pair, ty) in plan.pairs.iter().zip(&plain) {
+        if pair.is_some_and(|at| at >= base.columns() || base.ty(at) != *ty) {
+            return Err(damaged("a column of the base is missing"));
+        }
+    }
+    let from: Vec<Option<&Column>> = plan
+        .pairs
+        .iter()
+        .map(|pair| pair.and_then(|at| of_base.get(at)))
+        .collect();
     for (plan, from) in plan.columns.iter().zip(&from) {
-        if matches!(plan.source, Source::Base(_)) && from.is_none() {
+        if plan.source == Source::Base && from.is_none() {
             return Err(damaged("a column of the base is missing"));
         }
     }
@@ -437,58 +485,34 @@ pub(crate) fn decode(
         kept: &kept,
         new,
         rows: &[],
+        marks: &[],
     };
-    let one = |at: usize, others: &Others<'_>| {
+    let one = |at: usize, items: &Items<'_>, others: &Others<'_>| {
         column::decode(
             &plan.columns[at],
             streams[at + 1],
             &plain[at],
-            &items,
-            from[at].as_ref(),
+            items,
+            from[at],
             base.rows,
             others,
         )
     };
-    let is_derived = |at: usize| matches!(plan.columns[at].source, Source::Derived(_));
+    // First what stands for itself, then the order, then what follows from other columns or from the order.
     let nothing = Others {
+        own: 0,
         shapes: &[],
         read: &|_, _, _| {},
     };
+    let is_late = |at: usize| plan.columns[at].source.is_late();
     let mut columns: Vec<Option<Rebuilt>> = (0..count)
         .into_par_iter()
-        .map(|at| (!is_derived(at)).then(|| one(at, &nothing)).transpose())
+        .map(|at| {
+            (!is_late(at))
+                .then(|| one(at, &items, &nothing))
+                .transpose()
+        })
         .collect::<Result<_, _>>()?;
-    let derived: Vec<(usize, Rebuilt)> = {
-        for plan in &plan.columns {
-            if let Source::Derived(feature) = &plan.source
-                && columns.get(feature.column).is_none_or(Option::is_none)
-            {
-                return Err(damaged("columns are derived from each other"));
-            }
-        }
-        let read = |column: usize, item: usize, out: &mut Vec<u8>| {
-            if let Some(rebuilt) = &columns[column] {
-                match (rebuilt.stored_at(item), &from[column]) {
-                    (Some(at), _) => rebuilt.stored.write(at, out),
-                    (None, Some(from)) => from.write(kept[item] as usize, out),
-                    (None, None) => {}
-                }
-            }
-        };
-        let others = Others {
-            shapes: &shapes,
-            read: &read,
-        };
-        (0..count)
-            .into_par_iter()
-            .filter(|&at| is_derived(at))
-            .map(|at| Ok((at, one(at, &others)?)))
-            .collect::<Result<_, DatasetError>>()?
-    };
-    for (at, rebuilt) in derived {
-        columns[at] = Some(rebuilt);
-    }
-    let columns: Vec<Rebuilt> = columns.into_iter().flatten().collect();
     let of_row = match &plan.program {
         Program::Base => {
             let program: Vec<u32> = (0..kept.len()).map(narrow).collect();
@@ -501,21 +525,68 @@ pub(crate) fn decode(
         } => {
             let rebuilt = columns
                 .get(*column)
-                .filter(|_| !is_derived(*column))
+                .and_then(Option::as_ref)
                 .ok_or_else(|| damaged("the column the rows are sorted by is missing"))?;
             let arrays = pieces(kept.len() + new)
-                .map(|(start, end)| {
-                    gather_items(rebuilt, from[*column].as_ref(), &kept, start..end)
-                })
+                .map(|(start, end)| gather_items(rebuilt, from[*column], &kept, start..end))
                 .collect::<Result<Vec<_>, _>>()?;
             let program = sorted(&plain[*column], &arrays, *descending, *nulls_first)?;
             order::code_whole(&mut order, &program, &[])?
         }
     };
     order.finish()?;
+    let late: Vec<(usize, Rebuilt)> = {
+        for plan in &plan.columns {
+            if let Source::Derived(feature) = &plan.source
+                && feature.column < count
+                && columns[feature.column].is_none()
+            {
+                return Err(damaged("columns are derived from each other"));
+            }
+        }
+        let read = |column: usize, item: usize, out: &mut Vec<u8>| match column.checked_sub(count) {
+            None => {
+                if let Some(rebuilt) = &columns[column] {
+                    match (rebuilt.stored_at(item), &from[column]) {
+                        (Some(at), _) => rebuilt.stored.write(at, out),
+                        (None, Some(from)) => from.write(kept[item] as usize, out),
+                        (None, None) => {}
+                    }
+                }
+            }
+            Some(of) => {
+                if let (Some(&row), Some(column)) = (kept.get(item), of_base.get(of)) {
+                    column.write(row as usize, out);
+                }
+            }
+        };
+        let others = Others {
+            own: count,
+            shapes: &shapes,
+            read: &read,
+        };
+        let mut rows = vec![0_u32; of_row.len()];
+        for (row, &item) in of_row.iter().enumerate() {
+            rows[item as usize] = narrow(row);
+        }
+        let items = Items {
+            rows: &rows,
+            ..items
+        };
+        (0..count)
+            .into_par_iter()
+            .filter(|&at| is_late(at))
+            .map(|at| Ok((at, one(at, &items, &others)?)))
+            .collect::<Result<_, DatasetError>>()?
+    };
+    for (at, rebuilt) in late {
+        columns[at] = Some(rebuilt);
+    }
+    let columns: Vec<Rebuilt> = columns.into_iter().flatten().collect();
+    let from = plan.pairs.clone();
     Ok(Decoded {
         schema: Arc::clone(schema),
-        plain,
+        of_base,
         from,
         columns,
         kept,
@@ -551,10 +622,11 @@ impl Decoded {
             .columns
             .par_iter()
             .zip(&self.from)
-            .zip(self.plain.par_iter().zip(self.schema.fields().as_ref()))
-            .map(|((rebuilt, from), (_, field))| {
+            .zip(self.schema.fields().as_ref())
+            .map(|((rebuilt, from), field)| {
                 let items = self.items[start..end].iter().map(|&item| item as usize);
-                let array = gather_items(rebuilt, from.as_ref(), &self.kept, items)?;
+                let from = from.and_then(|at| self.of_base.get(at));
+                let array = gather_items(rebuilt, from, &self.kept, items)?;
                 cast_to(&array, field.data_type())
             })
             .collect::<Result<_, DatasetError>>()?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::buffer::Buffer;
 use arrow::compute::{BatchCoalescer, interleave};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -26,15 +26,36 @@ pub(crate) struct Table {
     /// As it was given.
     pub(crate) schema: SchemaRef,
     batches: Vec<RecordBatch>,
+    /// The types its columns are held in.
+    types: Vec<DataType>,
     pub(crate) rows: usize,
-    /// The [`LogicalHash`].
-    pub(crate) hash: String,
-    /// Bytes of all values in memory.
-    pub(crate) bytes: u64,
+    /// What it was read from.
+    pub(crate) parts: Vec<Part>,
 }
 
-/// Bytes of a table that are kept in memory; larger ones go to a file.
-pub(crate) const IN_MEMORY: usize = 64 << 20;
+/// A split that a table was read from.
+pub(crate) struct Part {
+    pub(crate) rows: u64,
+    /// The [`LogicalHash`].
+    pub(crate) hash: String,
+}
+
+/// What a table may use.
+pub(crate) struct Room<'a> {
+    /// Where larger ones go.
+    pub(crate) scratch: &'a Path,
+    /// Bytes that are kept in memory.
+    pub(crate) held: usize,
+}
+
+/// The plain types of a schema's columns.
+pub(crate) fn plain_types(schema: &Schema) -> Result<Vec<DataType>, DatasetError> {
+    schema
+        .fields()
+        .iter()
+        .map(|field| canonical(field.data_type()))
+        .collect()
+}
 
 impl Table {
     /// No rows and no columns: what a split without a counterpart is made from.
@@ -42,35 +63,34 @@ impl Table {
         Self {
             schema: Arc::new(Schema::empty()),
             batches: Vec::new(),
+            types: Vec::new(),
             rows: 0,
-            hash: String::new(),
-            bytes: 0,
+            parts: Vec::new(),
         }
     }
 
-    /// Reads a split.
+    /// Reads a split, or several of the same columns one after another.
+    ///
     /// Columns for which `wanted` names another type are cast to it, where a cast exists; values without one there are null. The
-    /// hash is that of the values as they were.
+    /// hashes are those of the values as they were.
     pub(crate) fn load(
-        schema: &SchemaRef,
-        batches: Batches,
-        wanted: &dyn Fn(&str) -> Option<DataType>,
-        scratch: &Path,
+        parts: Vec<(SchemaRef, Batches)>,
+        wanted: &dyn Fn(usize) -> Option<DataType>,
+        room: &Room<'_>,
     ) -> Result<Self, DatasetError> {
-        let plain: Vec<DataType> = schema
-            .fields()
-            .iter()
-            .map(|field| canonical(field.data_type()))
-            .collect::<Result<_, _>>()?;
-        if u32::try_from(schema.fields().len()).is_err() {
+        let Some((schema, _)) = parts.first() else {
+            return Ok(Self::empty());
+        };
+        let schema = Arc::clone(schema);
+        let plain = plain_types(&schema)?;
+        if u32::try_from(plain.len()).is_err() {
             return Err(DatasetError::usage("a dataset has too many columns"));
         }
-        let stored: Vec<DataType> = schema
-            .fields()
+        let stored: Vec<DataType> = plain
             .iter()
-            .zip(&plain)
-            .map(|(field, plain)| {
-                wanted(field.name())
+            .enumerate()
+            .map(|(at, plain)| {
+                wanted(at)
                     .filter(|ty| arrow::compute::can_cast_types(plain, ty))
                     .unwrap_or_else(|| plain.clone())
             })
@@ -81,65 +101,73 @@ impl Table {
             .map(|(at, ty)| Field::new(at.to_string(), ty.clone(), true))
             .collect();
         let stored_schema = Arc::new(Schema::new(fields));
-        let mut hash = LogicalHash::new(schema)?;
         let mut chunks = BatchCoalescer::new(Arc::clone(&stored_schema), BATCH);
-        let mut spool = Spool::new(Arc::clone(&stored_schema), scratch);
-        let (mut rows, mut bytes) = (0_usize, 0_u64);
-        for batch in batches {
-            let batch = batch?;
-            rows += batch.num_rows();
-            if u32::try_from(rows).is_err() {
-                return Err(DatasetError::usage(
-                    "a split has more than 4,294,967,295 rows; divide it into several",
-                ));
+        let mut spool = Spool::new(Arc::clone(&stored_schema), room);
+        let mut table = Self {
+            schema,
+            types: stored,
+            ..Self::empty()
+        };
+        for (schema, batches) in parts {
+            let mut hash = LogicalHash::new(&schema)?;
+            let before = table.rows;
+            for batch in batches {
+                table.take(&batch?, &mut hash, &stored_schema, &mut chunks, &mut spool)?;
             }
-            let columns = hash.update(&batch)?;
-            let columns: Vec<ArrayRef> = columns
-                .iter()
-                .zip(&stored)
-                .map(|(column, stored)| {
-                    cast_loosely(column, stored)
-                        .ok_or_else(|| DatasetError::internal("a cast that exists failed"))
-                })
-                .collect::<Result<_, DatasetError>>()?;
-            bytes += columns
-                .iter()
-                .map(|column| column.to_data().get_slice_memory_size().unwrap_or(0) as u64)
-                .sum::<u64>();
-            let options =
-                arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-            let batch =
-                RecordBatch::try_new_with_options(Arc::clone(&stored_schema), columns, &options)?;
-            // A large batch in small pieces: the coalescer copies no more than it must.
-            let mut at = 0;
-            while at < batch.num_rows() {
-                let count = (batch.num_rows() - at).min(BATCH);
-                chunks.push_batch(batch.slice(at, count))?;
-                at += count;
-                while let Some(chunk) = chunks.next_completed_batch() {
-                    spool.push(chunk)?;
-                }
-            }
+            table.parts.push(Part {
+                rows: (table.rows - before) as u64,
+                hash: hash.finish(),
+            });
         }
         chunks.finish_buffered_batch()?;
         while let Some(chunk) = chunks.next_completed_batch() {
             spool.push(chunk)?;
         }
-        Ok(Self {
-            schema: Arc::clone(schema),
-            batches: spool.finish()?,
-            rows,
-            hash: hash.finish(),
-            bytes,
-        })
+        table.batches = spool.finish()?;
+        Ok(table)
+    }
+
+    fn take(
+        &mut self,
+        batch: &RecordBatch,
+        hash: &mut LogicalHash,
+        schema: &SchemaRef,
+        chunks: &mut BatchCoalescer,
+        spool: &mut Spool<'_>,
+    ) -> Result<(), DatasetError> {
+        self.rows += batch.num_rows();
+        if u32::try_from(self.rows).is_err() {
+            return Err(DatasetError::usage(
+                "a split has more than 4,294,967,295 rows; divide it into several",
+            ));
+        }
+        let columns: Vec<ArrayRef> = hash
+            .update(batch)?
+            .iter()
+            .zip(&self.types)
+            .map(|(column, stored)| {
+                cast_loosely(column, stored)
+                    .ok_or_else(|| DatasetError::internal("a cast that exists failed"))
+            })
+            .collect::<Result<_, DatasetError>>()?;
+        let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let batch = RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?;
+        // A large batch in small pieces: the coalescer copies no more than it must.
+        let mut at = 0;
+        while at < batch.num_rows() {
+            let count = (batch.num_rows() - at).min(BATCH);
+            chunks.push_batch(batch.slice(at, count))?;
+            at += count;
+            while let Some(chunk) = chunks.next_completed_batch() {
+                spool.push(chunk)?;
+            }
+        }
+        Ok(())
     }
 
     /// The type a column is stored in.
     pub(crate) fn ty(&self, column: usize) -> DataType {
-        match self.batches.first() {
-            Some(batch) => batch.column(column).data_type().clone(),
-            None => canonical(self.schema.field(column).data_type()).unwrap_or(DataType::Null),
-        }
+        self.types[column].clone()
     }
 
     pub(crate) fn columns(&self) -> usize {
@@ -177,11 +205,7 @@ pub(crate) struct LogicalHash {
 
 impl LogicalHash {
     pub(crate) fn new(schema: &SchemaRef) -> Result<Self, DatasetError> {
-        let plain: Vec<DataType> = schema
-            .fields()
-            .iter()
-            .map(|field| canonical(field.data_type()))
-            .collect::<Result<_, _>>()?;
+        let plain = plain_types(schema)?;
         Ok(Self {
             schema: Arc::clone(schema),
             columns: vec![blake3::Hasher::new(); plain.len()],
@@ -302,16 +326,18 @@ pub(crate) fn gather(
 struct Spool<'a> {
     schema: SchemaRef,
     scratch: &'a Path,
+    most: usize,
     held: Vec<RecordBatch>,
     bytes: usize,
     file: Option<FileWriter<std::io::BufWriter<std::fs::File>>>,
 }
 
 impl<'a> Spool<'a> {
-    fn new(schema: SchemaRef, scratch: &'a Path) -> Self {
+    fn new(schema: SchemaRef, room: &Room<'a>) -> Self {
         Self {
             schema,
-            scratch,
+            scratch: room.scratch,
+            most: room.held,
             held: Vec::new(),
             bytes: 0,
             file: None,
@@ -324,7 +350,7 @@ impl<'a> Spool<'a> {
         }
         self.bytes += batch.get_array_memory_size();
         self.held.push(batch);
-        if self.bytes > IN_MEMORY {
+        if self.bytes > self.most {
             let file =
                 tempfile::tempfile_in(self.scratch).during("create a file in", self.scratch)?;
             let mut file = FileWriter::try_new_buffered(file, &self.schema)?;

@@ -165,7 +165,7 @@ fn stored(folder: &Path) -> Result<(Vec<Check>, Option<DatasetManifest>), Datase
                 &split.name,
                 "plan",
                 true,
-                format!("{} rows from {} of the base", split.rows, split.base_rows),
+                format!("{} rows from {} of the base", split.rows, split.base_rows()),
             ),
             Err(error) => check(&split.name, "plan", false, corrupt(error)?.1),
         });

@@ -19,6 +19,8 @@ pub struct SparseConfig {
     pub cache_dir: Option<PathBuf>,
     /// `sparse.offline`: use caches only, never the network. Unset: as `HF_HUB_OFFLINE` says.
     pub offline: Option<bool>,
+    /// `sparse.memory`: bytes of memory an operation on datasets may use, about.
+    pub memory: u64,
     /// `sparse.threads`: CPU threads one operation may use; 0 for all.
     pub threads: usize,
 }
@@ -40,9 +42,51 @@ impl Default for SparseConfig {
             device: Device::Auto,
             cache_dir: None,
             offline: None,
+            memory: 1 << 30,
             threads: 0,
         }
     }
+}
+
+/// A number of bytes: `1048576`, `512MB`, `1.5GiB`.
+///
+/// # Errors
+/// What is no such number, with what may be written.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let refused = || format!("'{text}' is no size; write bytes, or a unit: 512MB, 2GiB");
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let unit: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1000,
+        "kib" => 1 << 10,
+        "m" | "mb" => 1_000_000,
+        "mib" => 1 << 20,
+        "g" | "gb" => 1_000_000_000,
+        "gib" => 1 << 30,
+        "t" | "tb" => 1_000_000_000_000,
+        "tib" => 1 << 40,
+        _ => return Err(refused()),
+    };
+    if let Ok(number) = number.parse::<u64>() {
+        return number
+            .checked_mul(unit)
+            .filter(|bytes| *bytes > 0)
+            .ok_or_else(refused);
+    }
+    let number: f64 = number.parse().map_err(|_| refused())?;
+    let bytes = number * unit as f64;
+    if !(1.0..1e18).contains(&bytes) {
+        return Err(refused());
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "between 1 and 10^18"
+    )]
+    let bytes = bytes as u64;
+    Ok(bytes)
 }
 
 const EFFORT: &str = "How hard sparse_compress tries: fast, default or max";
@@ -50,6 +94,7 @@ const DEVICE: &str = "Where work runs: auto or cpu";
 const CACHE_DIR: &str =
     "Where fetched models and locks are kept; unset: SPARSE_CACHE, or ~/.cache/sparse";
 const OFFLINE: &str = "Use caches only, never the network; unset: as HF_HUB_OFFLINE says";
+const MEMORY: &str = "Bytes of memory an operation on datasets may use, about; what is larger goes to temporary files (512MB, 2GiB)";
 const THREADS: &str = "CPU threads one operation may use; 0 for all";
 
 impl SparseConfig {
@@ -71,7 +116,7 @@ impl SparseConfig {
     }
 
     /// Every option as (name, value, description).
-    pub fn documented(&self) -> [(&'static str, Option<String>, &'static str); 5] {
+    pub fn documented(&self) -> [(&'static str, Option<String>, &'static str); 6] {
         let device = match self.device {
             Device::Auto => "auto",
             Device::Cpu => "cpu",
@@ -84,6 +129,7 @@ impl SparseConfig {
             ),
             ("sparse.device", Some(device.to_owned()), DEVICE),
             ("sparse.effort", Some(self.effort.to_string()), EFFORT),
+            ("sparse.memory", Some(self.memory.to_string()), MEMORY),
             (
                 "sparse.offline",
                 self.offline.map(|offline| offline.to_string()),
@@ -140,6 +186,10 @@ impl ExtensionOptions for SparseConfig {
                 Ok(offline) => self.offline = Some(offline),
                 Err(_) => return refuse(format!("sparse.offline: '{value}' is not true or false")),
             },
+            "memory" => match parse_bytes(value) {
+                Ok(memory) => self.memory = memory,
+                Err(error) => return refuse(format!("sparse.memory: {error}")),
+            },
             "threads" => match value.parse() {
                 Ok(threads) => self.threads = threads,
                 Err(_) => {
@@ -151,7 +201,7 @@ impl ExtensionOptions for SparseConfig {
             _ => {
                 return refuse(format!(
                     "there is no option sparse.{key}; options are sparse.cache_dir, sparse.device, sparse.effort, \
-                     sparse.offline and sparse.threads"
+                     sparse.memory, sparse.offline and sparse.threads"
                 ));
             }
         }
@@ -202,5 +252,27 @@ mod tests {
                 .contains("sparse.effort")
         );
         assert!(config.set("threads", "many").is_err());
+        config.set("memory", "1.5GiB").unwrap();
+        assert_eq!(config.memory, 3 << 29);
+        for (text, bytes) in [
+            ("7", 7),
+            ("512MB", 512_000_000),
+            ("2 gib", 2 << 30),
+            ("1k", 1000),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for bad in [
+            "",
+            "GB",
+            "0",
+            "-1",
+            "1e99",
+            "5 parsecs",
+            "99999999999TiB",
+            "1.2.3MB",
+        ] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What a table function implements. It is either a [`Reader`] or a [`Writer`]; both work on rows of references.
 
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -77,6 +77,20 @@ impl Request {
     /// The schema of what is to be returned.
     pub(crate) fn schema(&self, spec: &Spec) -> Result<SchemaRef> {
         Ok(Arc::new(spec.schema().project(&self.columns)?))
+    }
+
+    /// Which inputs are rows of the statement, as a part of a plan node's text.
+    pub(crate) fn fmt_rows(&self, spec: &Spec, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = self
+            .rows
+            .keys()
+            .filter_map(|at| spec.inputs.get(*at))
+            .map(|input| input.name)
+            .collect();
+        write!(f, ", rows=[{}]", names.join(", "))
     }
 
     /// The wanted columns of a batch that has all of them.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use datafusion::catalog::CatalogProviderList;
 use datafusion::common::{DFSchema, Result, plan_err};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::LogicalPlanBuilder;
@@ -14,6 +15,7 @@ use datafusion::logical_expr::sqlparser::ast::{
     Expr as SqlExpr, FunctionArg, FunctionArgExpr, FunctionArgOperator, ObjectName, TableFactor,
 };
 use datafusion::optimizer::simplify_expressions::ExprSimplifier;
+use futures::FutureExt as _;
 
 use crate::call::{Argument, Call, Relation, Value, constant_of};
 use crate::function::SparseFunction;
@@ -22,8 +24,18 @@ use crate::provider::FunctionTable;
 use crate::spec::{Kind, Spec};
 
 /// Plans calls of this crate's functions; everything else is left to DataFusion.
-#[derive(Debug, Default)]
-pub struct SparsePlanner;
+#[derive(Debug)]
+pub struct SparsePlanner {
+    catalogs: Arc<dyn CatalogProviderList>,
+}
+
+impl SparsePlanner {
+    /// A planner that finds tables given as arguments in these catalogs: DataFusion resolves names in FROM only.
+    #[must_use]
+    pub fn new(catalogs: Arc<dyn CatalogProviderList>) -> Self {
+        Self { catalogs }
+    }
+}
 
 impl RelationPlanner for SparsePlanner {
     fn plan_relation(
@@ -60,7 +72,7 @@ impl RelationPlanner for SparsePlanner {
         let arguments = args
             .into_iter()
             .enumerate()
-            .map(|(at, arg)| argument(spec, at, arg, context))
+            .map(|(at, arg)| argument(spec, at, arg, context, &self.catalogs))
             .collect::<Result<Vec<_>>>()?;
         let call = Call::new(spec, arguments)?;
         let provider = Arc::new(FunctionTable::new(function, call));
@@ -87,6 +99,7 @@ fn argument(
     at: usize,
     arg: FunctionArg,
     context: &mut dyn RelationPlannerContext,
+    catalogs: &Arc<dyn CatalogProviderList>,
 ) -> Result<Argument> {
     let (name, operator, value) = match arg {
         FunctionArg::Unnamed(value) => (None, None, value),
@@ -130,7 +143,7 @@ fn argument(
     };
     Ok(Argument {
         name,
-        value: value_of(spec, &called, expr, context)?,
+        value: value_of(spec, &called, expr, context, catalogs)?,
     })
 }
 
@@ -139,9 +152,10 @@ fn value_of(
     called: &str,
     expr: SqlExpr,
     context: &mut dyn RelationPlannerContext,
+    catalogs: &Arc<dyn CatalogProviderList>,
 ) -> Result<Value> {
     match expr {
-        SqlExpr::Nested(inner) => value_of(spec, called, *inner, context),
+        SqlExpr::Nested(inner) => value_of(spec, called, *inner, context, catalogs),
         SqlExpr::Subquery(subquery) => {
             let text = format!("({subquery})");
             let plan = context.plan(TableFactor::Derived {
@@ -163,10 +177,10 @@ fn value_of(
             Ok(Value::Query(Box::new(Relation { text, plan })))
         }
         SqlExpr::Identifier(part) if takes_rows(spec, called) => {
-            table(ObjectName::from(vec![part]), context)
+            table(ObjectName::from(vec![part]), context, catalogs)
         }
         SqlExpr::CompoundIdentifier(parts) if takes_rows(spec, called) => {
-            table(ObjectName::from(parts), context)
+            table(ObjectName::from(parts), context, catalogs)
         }
         SqlExpr::Identifier(_) | SqlExpr::CompoundIdentifier(_) => plan_err!(
             "argument '{called}' of {} must be a constant, not the column {expr}; write a text in single quotes, \
@@ -192,19 +206,48 @@ fn takes_rows(spec: &Spec, called: &str) -> bool {
 }
 
 /// The rows of a table by name.
-fn table(name: ObjectName, context: &mut dyn RelationPlannerContext) -> Result<Value> {
+fn table(
+    name: ObjectName,
+    context: &mut dyn RelationPlannerContext,
+    catalogs: &Arc<dyn CatalogProviderList>,
+) -> Result<Value> {
     let text = format!("TABLE {name}");
-    let plan = context.plan(TableFactor::Table {
-        name,
-        alias: None,
-        args: None,
-        with_hints: Vec::new(),
-        version: None,
-        with_ordinality: false,
-        partitions: Vec::new(),
-        json_path: None,
-        sample: None,
-        index_hints: Vec::new(),
-    })?;
+    let reference = context.object_name_to_table_reference(name.clone())?;
+    let defaults = &context.context_provider().options().catalog;
+    let resolved = reference
+        .clone()
+        .resolve(&defaults.default_catalog, &defaults.default_schema);
+    let schema = catalogs
+        .catalog(&resolved.catalog)
+        .and_then(|catalog| catalog.schema(&resolved.schema));
+    let provider = match schema {
+        Some(schema) => match schema.table(&resolved.table).now_or_never() {
+            Some(found) => found?,
+            None => {
+                return plan_err!(
+                    "table {name} has to be looked up outside this program; write (SELECT * FROM {name})"
+                );
+            }
+        },
+        None => None,
+    };
+    let plan = match provider {
+        Some(provider) => {
+            LogicalPlanBuilder::scan(reference, provider_as_source(provider), None)?.build()?
+        }
+        // The name of a common table expression, or of nothing, which DataFusion says.
+        None => context.plan(TableFactor::Table {
+            name,
+            alias: None,
+            args: None,
+            with_hints: Vec::new(),
+            version: None,
+            with_ordinality: false,
+            partitions: Vec::new(),
+            json_path: None,
+            sample: None,
+            index_hints: Vec::new(),
+        })?,
+    };
     Ok(Value::Table(Box::new(Relation { text, plan })))
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use datafusion::catalog::{CatalogProviderList, MemoryCatalogProviderList};
 use datafusion::common::Result;
 use datafusion::datasource::listing_table_factory::ListingTableFactory;
 use datafusion::execution::SessionStateBuilder;
@@ -26,10 +27,12 @@ pub fn session_with(config: SparseConfig) -> SessionContext {
     let settings = SessionConfig::new()
         .with_information_schema(true)
         .with_option_extension(config);
+    let catalogs: Arc<dyn CatalogProviderList> = Arc::new(MemoryCatalogProviderList::new());
     let mut builder = SessionStateBuilder::new()
         .with_config(settings)
         .with_default_features()
-        .with_relation_planners(vec![Arc::new(SparsePlanner)])
+        .with_catalog_list(Arc::clone(&catalogs))
+        .with_relation_planners(vec![Arc::new(SparsePlanner::new(catalogs))])
         .with_table_factory(FORMAT.to_owned(), Arc::new(ListingTableFactory::new()));
     builder
         .file_formats()
@@ -46,7 +49,8 @@ pub fn register(context: &SessionContext) -> Result<()> {
     register_functions(context);
     let state = context.state_ref();
     let mut state = state.write();
-    state.register_relation_planner(Arc::new(SparsePlanner))?;
+    let catalogs = Arc::clone(state.catalog_list());
+    state.register_relation_planner(Arc::new(SparsePlanner::new(catalogs)))?;
     state.register_file_format(Arc::new(SafetensorsFormatFactory), true)?;
     let extensions = &mut state.config_mut().options_mut().extensions;
     if extensions.get::<SparseConfig>().is_none() {

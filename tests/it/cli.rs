@@ -29,6 +29,7 @@ fn the_examples_of_the_help_run() {
         "verify",
         "dataset-compress",
         "dataset-reconstruct",
+        "dataset-estimate",
         "dataset-diff",
         "features",
     ] {
@@ -53,7 +54,7 @@ fn the_examples_of_the_help_run() {
             ran += 1;
         }
     }
-    assert!(ran >= 13, "{ran}");
+    assert!(ran >= 14, "{ran}");
 }
 
 #[test]

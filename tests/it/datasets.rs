@@ -410,32 +410,89 @@ fn hostile_artifacts_are_refused() {
     }
 }
 
+/// Damage that no hash tells, because they were made to fit: what a hostile artifact looks like.
+#[test]
+fn damage_behind_fitting_hashes_is_refused() {
+    let work = tempfile::tempdir().unwrap();
+    let (base, derivative) = (
+        format!("{}/test.parquet", words("base")),
+        format!("{}/test.parquet", words("derivative")),
+    );
+    let delta = work.path().join("delta");
+    run_ok(
+        work.path(),
+        &[
+            "dataset-compress",
+            &base,
+            &derivative,
+            "-o",
+            &text(&delta),
+            "--effort",
+            "fast",
+        ],
+    );
+    let whole = fs::read(delta.join("payload.bin")).unwrap();
+    let mut random = Random::new(43);
+    let out = work.path().join("out.parquet");
+    for round in 0..40 {
+        let bad = work.path().join("bad");
+        copy(&delta, &bad);
+        let mut bytes = whole.clone();
+        // The plans come first; what is in them is the more dangerous.
+        let reach = if round % 2 == 0 { 600 } else { bytes.len() };
+        for _ in 0..=random.below(3) {
+            let at = random.below(reach);
+            bytes[at] ^= 1 << random.below(8);
+        }
+        fs::write(bad.join("payload.bin"), &bytes).unwrap();
+        edit_manifest(&bad, |manifest| {
+            manifest["payload"] = blake3::hash(&bytes).to_hex().as_str().into();
+        });
+        let output = run(
+            work.path(),
+            &["dataset-reconstruct", &text(&bad), "-o", &text(&out)],
+        );
+        assert!(
+            matches!(output.status.code(), Some(4 | 5)),
+            "round {round}: {:?} {}",
+            output.status.code(),
+            stderr(&output)
+        );
+        assert_clear(&stderr(&output));
+        assert!(!out.exists());
+        fs::remove_dir_all(&bad).unwrap();
+    }
+}
+
+/// Changes the manifest of an artifact and seals it again.
+fn edit_manifest(delta: &Path, edit: impl Fn(&mut serde_json::Value)) {
+    let path = delta.join("manifest.json");
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    edit(&mut manifest);
+    let object = manifest.as_object_mut().unwrap();
+    object.shift_remove("seal");
+    let seal = blake3::hash(&serde_json::to_vec(&object).unwrap()).to_hex();
+    object.insert("seal".to_owned(), seal[..32].into());
+    fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
+}
+
 /// A sealed manifest that names paths outside its dataset.
 #[test]
 fn paths_do_not_leave_the_output() {
     let work = tempfile::tempdir().unwrap();
     let delta = delta_of_words(work.path());
-    let path = delta.join("manifest.json");
     for evil in [
         "../evil.parquet",
         "/tmp/evil.parquet",
         "a/../../evil.parquet",
         "",
     ] {
-        let mut manifest: serde_json::Value =
-            serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        manifest["splits"][0]["files"][0][0] = evil.into();
-        let object = manifest.as_object_mut().unwrap();
-        object.shift_remove("seal");
-        let seal = blake3::hash(&serde_json::to_vec(&object).unwrap()).to_hex();
-        object.insert("seal".to_owned(), seal[..32].into());
         let bad = work.path().join("bad");
         copy(&delta, &bad);
-        fs::write(
-            bad.join("manifest.json"),
-            serde_json::to_vec(&manifest).unwrap(),
-        )
-        .unwrap();
+        edit_manifest(&bad, |manifest| {
+            manifest["splits"][0]["files"][0][0] = evil.into();
+        });
         let out = text(&work.path().join("out/again"));
         run_fails(
             work.path(),

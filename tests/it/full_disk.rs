@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use crate::datasets::words;
 use crate::support::{example, root, run_ok, stderr, text};
 
 #[test]
@@ -22,25 +23,57 @@ fn a_full_disk_leaves_nothing() {
         work.path(),
         &["compress", &example("base"), &example("sft"), "-o", &delta],
     );
-    // The delta is some 500 kB, the model 1.8 MB.
-    for arguments in [
-        [
-            "compress",
-            &example("base"),
-            &example("sft"),
-            "-o",
-            &text(&small.join("delta")),
-        ],
-        [
-            "reconstruct",
-            &example("base"),
-            &delta,
-            "-o",
-            &text(&small.join("model")),
-        ],
+    let words_delta = text(&work.path().join("words-delta"));
+    let (base, derivative) = (words("base"), words("derivative"));
+    run_ok(
+        work.path(),
+        &["dataset-compress", &base, &derivative, "-o", &words_delta],
+    );
+    // The delta is some 500 kB, the model 1.8 MB, the dataset 600 kB and its delta 60 kB.
+    for (size, arguments) in [
+        (
+            "256k",
+            [
+                "dataset-reconstruct",
+                &words_delta,
+                "--overwrite",
+                "-o",
+                &text(&small.join("words")),
+            ],
+        ),
+        (
+            "24k",
+            [
+                "dataset-compress",
+                &base,
+                &derivative,
+                "-o",
+                &text(&small.join("words-delta")),
+            ],
+        ),
+        (
+            "256k",
+            [
+                "compress",
+                &example("base"),
+                &example("sft"),
+                "-o",
+                &text(&small.join("delta")),
+            ],
+        ),
+        (
+            "256k",
+            [
+                "reconstruct",
+                &example("base"),
+                &delta,
+                "-o",
+                &text(&small.join("model")),
+            ],
+        ),
     ] {
         let script = format!(
-            "mount -t tmpfs -o size=256k none {0} && echo before > {0}/kept && \"$0\" \"$@\"; code=$?; ls -A {0}; cat {0}/kept; exit $code",
+            "mount -t tmpfs -o size={size} none {0} && echo before > {0}/kept && \"$0\" \"$@\"; code=$?; ls -A {0}; cat {0}/kept; exit $code",
             text(&small)
         );
         let output = Command::new("unshare")

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Random, assert_same, example, names, run_ok, sparse, text};
+use crate::datasets::words;
+use crate::support::{Random, assert_same, example, names, run_json, run_ok, sparse, text};
 
 /// Kills of each operation.
 const KILLS: usize = 25;
@@ -86,6 +87,36 @@ fn compress_is_all_or_nothing() {
     kill_at_random(
         work.path(),
         &[command("sft"), command("lora-merged")],
+        &which,
+    );
+}
+
+#[test]
+fn dataset_compress_is_all_or_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let delta = text(&work.path().join("delta"));
+    let (base, derivative) = (words("base"), words("derivative"));
+    let command = |base: &str, derivative: &str| {
+        strings(&[
+            "dataset-compress",
+            base,
+            derivative,
+            "-o",
+            &delta,
+            "--overwrite",
+        ])
+    };
+    let which = || {
+        let info = run_json(work.path(), &["info", &delta]);
+        let made_of = info["manifest"]["base_dataset_id"].as_str()?.to_owned();
+        run_ok(work.path(), &["verify", &delta, "--base", &made_of]);
+        [&base, &derivative]
+            .iter()
+            .position(|path| **path == made_of)
+    };
+    kill_at_random(
+        work.path(),
+        &[command(&base, &derivative), command(&derivative, &base)],
         &which,
     );
 }

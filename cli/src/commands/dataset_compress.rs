@@ -19,6 +19,7 @@ pub(super) async fn run(args: &DatasetCompress, context: &Context) -> Result<u8,
         .effort(args.effort)
         .dry_run(args.dry_run)
         .overwrite(args.overwrite)
+        .memory(args.memory.0)
         .threads(context.global.threads)
         .open_options(context.open_options(&bar))
         .progress(bar.callback())

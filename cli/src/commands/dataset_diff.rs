@@ -37,6 +37,7 @@ pub(super) async fn run(args: &DatasetDiff, context: &Context) -> Result<u8, Fai
     let summary = Diff::new(args.base.as_str(), args.derivative.as_str())
         .key(args.key.clone())
         .splits(args.splits.clone())
+        .memory(args.memory.0)
         .threads(context.global.threads)
         .open_options(context.open_options(&bar))
         .progress(bar.callback())
@@ -181,18 +182,26 @@ fn types(before: Option<&str>, after: Option<&str>) -> String {
 
 fn table(rows: &[DiffRow]) -> String {
     let number = |row: Option<u64>| row.map(|row| row.to_string()).unwrap_or_default();
-    let text = |text: &Option<String>| short(text.as_deref().unwrap_or_default());
     let cells: Vec<Vec<String>> = rows
         .iter()
         .map(|row| {
+            let (before, after) = (
+                row.before.as_deref().unwrap_or_default(),
+                row.after.as_deref().unwrap_or_default(),
+            );
+            let differs = before
+                .chars()
+                .zip(after.chars())
+                .take_while(|(a, b)| a == b)
+                .count();
             vec![
                 row.op.name().to_owned(),
                 row.split.clone(),
                 number(row.base_row),
                 number(row.derivative_row),
-                text(&row.column),
-                text(&row.before),
-                text(&row.after),
+                window(row.column.as_deref().unwrap_or_default(), 0),
+                window(before, differs),
+                window(after, differs),
             ]
         })
         .collect();
@@ -202,11 +211,39 @@ fn table(rows: &[DiffRow]) -> String {
     format::table(&header, &[2, 3], &cells)
 }
 
-/// A value cut to what a table has room for; reports and `--json` have the whole.
-fn short(text: &str) -> String {
-    if text.chars().count() <= WIDTH {
+/// What a table has room for of a value, around the character where it differs; reports and `--json` have the whole.
+fn window(text: &str, differs: usize) -> String {
+    let all: Vec<char> = text.chars().collect();
+    if all.len() <= WIDTH {
         return text.to_owned();
     }
-    let cut: String = text.chars().take(WIDTH - 1).collect();
-    cut + "\u{2026}"
+    let start = differs.saturating_sub(WIDTH / 3).min(all.len() - WIDTH);
+    let end = (start + WIDTH).min(all.len());
+    let mut out: Vec<char> = all[start..end].to_vec();
+    if start > 0 {
+        out[0] = '\u{2026}';
+    }
+    if end < all.len()
+        && let Some(last) = out.last_mut()
+    {
+        *last = '\u{2026}';
+    }
+    out.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_difference_is_in_the_window() {
+        let long = "x".repeat(100) + "y" + &"z".repeat(100);
+        let shown = window(&long, 100);
+        assert_eq!(shown.chars().count(), WIDTH);
+        assert!(
+            shown.contains('y') && shown.starts_with('\u{2026}') && shown.ends_with('\u{2026}')
+        );
+        assert_eq!(window("short", 3), "short");
+        assert!(window(&long, 200).ends_with('z'));
+    }
 }

@@ -17,6 +17,7 @@ pub(super) async fn run(args: &DatasetReconstruct, context: &Context) -> Result<
     let mut reconstruct = sparse_dataset::Reconstruct::new(&args.delta)
         .dry_run(args.dry_run)
         .overwrite(args.overwrite)
+        .memory(args.memory.0)
         .threads(context.global.threads)
         .open_options(context.open_options(&bar))
         .progress(bar.callback())

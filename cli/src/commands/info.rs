@@ -160,7 +160,7 @@ fn show_dataset(info: &DatasetInfo) -> Result<(), Failure> {
         .zip(&info.stored)
         .map(|(split, stored)| {
             let counts = [
-                split.base_rows,
+                split.base_rows(),
                 split.rows,
                 split.shared,
                 split.edited,

@@ -4,6 +4,7 @@ mod completions;
 mod compress;
 mod dataset_compress;
 mod dataset_diff;
+mod dataset_estimate;
 mod dataset_reconstruct;
 mod diff;
 mod features;
@@ -32,6 +33,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Verify(args) => verify::run(args, &context).await,
         Command::DatasetCompress(args) => dataset_compress::run(args, &context).await,
         Command::DatasetReconstruct(args) => dataset_reconstruct::run(args, &context).await,
+        Command::DatasetEstimate(args) => dataset_estimate::run(args, &context).await,
         Command::DatasetDiff(args) => dataset_diff::run(args, &context).await,
         Command::Sql(args) => sql::run(args, &context).await,
         Command::Features(_) => features::run(&context),

@@ -12,6 +12,10 @@ pub(crate) trait Coder {
     fn bit(&mut self, bit: bool, p1: u32) -> bool;
     /// Whether the stream ended before what it promised.
     fn is_exhausted(&self) -> bool;
+    /// Bytes written so far, by those that write.
+    fn written(&self) -> usize {
+        0
+    }
 
     /// Codes `value` below `count`, all equally likely.
     fn uniform(&mut self, value: u64, count: u64) -> u64 {
@@ -60,6 +64,7 @@ impl Encoder {
 
     /// The stream: as few more bytes as tell its end from other streams, where zeros follow.
     pub(crate) fn finish(mut self) -> Vec<u8> {
+        let settled = self.out.len();
         for bytes in 1..=8_u32 {
             let below = if bytes == 8 {
                 0
@@ -74,7 +79,8 @@ impl Encoder {
                 break;
             }
         }
-        while self.out.last() == Some(&0) {
+        // Those zeros follow anyway. The ones before them count: the decoder knows by their number where the end is.
+        while self.out.len() > settled && self.out.last() == Some(&0) {
             self.out.pop();
         }
         self.out
@@ -103,6 +109,10 @@ impl Coder for Encoder {
     fn is_exhausted(&self) -> bool {
         false
     }
+
+    fn written(&self) -> usize {
+        self.len()
+    }
 }
 
 /// Reads bits.
@@ -117,7 +127,7 @@ pub(crate) struct Decoder<'a> {
 }
 
 /// More zeros than this after the end: the stream was cut, or never was one.
-const MOST_MISSING: u64 = 1 << 16;
+const MOST_MISSING: u64 = 8;
 
 impl<'a> Decoder<'a> {
     pub(crate) fn new(stream: &'a [u8]) -> Self {
@@ -150,7 +160,7 @@ impl<'a> Decoder<'a> {
 
     /// An error if the stream was not read to its end.
     pub(crate) fn finish(&self) -> Result<(), DatasetError> {
-        if self.rest.is_empty() && self.missing <= 8 {
+        if self.rest.is_empty() && self.missing <= MOST_MISSING {
             Ok(())
         } else {
             Err(DatasetError::damaged("a coded stream has another length"))

@@ -8,7 +8,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use std::sync::Arc;
 
-use super::derived::Derivation;
+use super::derived::{Derivation, count};
 use super::{Items, Limits, Method, Others, Plan, Source, Target, missing};
 use crate::DatasetError;
 use crate::cell::{Builder, Cells, Reader, Shape};
@@ -99,15 +99,94 @@ pub(crate) fn encode(
     limits: Limits,
     base_rows: usize,
 ) -> Result<(Plan, Vec<u8>), DatasetError> {
-    let mut plan = Plan {
-        source,
-        method: Method::Nothing,
-        cells: 0,
-        longest: 0,
-        log_lines: 0,
-        learned: 0,
-        remembered: 0,
-    };
+    let priced = price(source, target, items, others, limits, base_rows, None)?;
+    Ok((priced.plan, priced.stream))
+}
+
+/// A coded column, and how long the stream was at each of the items' marks.
+pub(crate) struct Priced {
+    pub(crate) plan: Plan,
+    pub(crate) stream: Vec<u8>,
+    pub(crate) at_marks: Vec<usize>,
+}
+
+/// What there is to store in a column.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Weight {
+    /// Bytes of its cells.
+    pub(crate) bytes: usize,
+    /// What is to be told: of cells that resemble what was expected, the part that differs. In all, and at each mark.
+    pub(crate) told: usize,
+    pub(crate) at_marks: Vec<usize>,
+}
+
+/// Weighs a column, without coding it.
+pub(crate) fn weigh(
+    source: Source,
+    target: &Target<'_>,
+    items: &Items<'_>,
+    others: &Others<'_>,
+) -> Result<Weight, DatasetError> {
+    let plan = Plan::new(source);
+    let mut tally = Tally(0);
+    let mut weight = Weight::default();
+    weight.at_marks = walk(
+        &job_of(&plan, target, items, others),
+        &mut tally,
+        target,
+        &mut |tally, cell, expected| {
+            weight.bytes += cell.len();
+            tally.0 += match expected {
+                None => cell.len() + 2,
+                Some(expected) => {
+                    let front = cell
+                        .iter()
+                        .zip(expected)
+                        .take_while(|(a, b)| a == b)
+                        .count();
+                    let most = cell.len().min(expected.len()) - front;
+                    let backs = cell.iter().rev().zip(expected.iter().rev()).take(most);
+                    let back = backs.take_while(|(a, b)| a == b).count();
+                    cell.len() - front - back + 6
+                }
+            };
+            Ok(())
+        },
+    )?;
+    weight.told = tally.0;
+    Ok(weight)
+}
+
+/// Adds up what cells weigh.
+struct Tally(usize);
+
+impl Coder for Tally {
+    const ENCODES: bool = true;
+
+    fn bit(&mut self, bit: bool, _: u32) -> bool {
+        bit
+    }
+
+    fn is_exhausted(&self) -> bool {
+        false
+    }
+
+    fn written(&self) -> usize {
+        self.0
+    }
+}
+
+/// Codes a column, as one whose cells have `whole` bytes where the items are a sample of it.
+pub(crate) fn price(
+    source: Source,
+    target: &Target<'_>,
+    items: &Items<'_>,
+    others: &Others<'_>,
+    limits: Limits,
+    base_rows: usize,
+    whole: Option<usize>,
+) -> Result<Priced, DatasetError> {
+    let mut plan = Plan::new(source);
     // How much there is to store.
     let mut bytes = 0_usize;
     let (mut cells, mut longest) = (0_u64, 0_u64);
@@ -124,14 +203,19 @@ pub(crate) fn encode(
     )?;
     (plan.cells, plan.longest) = (cells, longest);
     if cells == 0 {
-        return Ok((plan, Vec::new()));
+        return Ok(Priced {
+            plan,
+            stream: Vec::new(),
+            at_marks: vec![0; items.marks.len()],
+        });
     }
+    bytes = whole.unwrap_or(bytes);
     if bytes > limits.mixed {
         plan.method = Method::Parquet;
         let mut stored = Vec::new();
         let mut builder = Builder::new(&target.column.ty)?;
         let mut encoder = Encoder::new();
-        walk(
+        let at_marks = walk(
             &job_of(&plan, target, items, others),
             &mut encoder,
             target,
@@ -152,7 +236,11 @@ pub(crate) fn encode(
             .to_vec();
         stream.extend_from_slice(&flags);
         stream.extend(to_parquet(&target.column.ty, &stored, limits.zstd)?);
-        return Ok((plan, stream));
+        return Ok(Priced {
+            plan,
+            stream,
+            at_marks,
+        });
     }
     plan.method = Method::Mixed;
     if let Some(base) = target.base {
@@ -177,7 +265,7 @@ pub(crate) fn encode(
     let mut model = model(&plan, &target.column.shape, target.base, base_rows)?;
     let room = room(&plan);
     let mut again = Vec::new();
-    walk(
+    let at_marks = walk(
         &job_of(&plan, target, items, others),
         &mut encoder,
         target,
@@ -193,7 +281,11 @@ pub(crate) fn encode(
             )
         },
     )?;
-    Ok((plan, encoder.finish()))
+    Ok(Priced {
+        plan,
+        stream: encoder.finish(),
+        at_marks,
+    })
 }
 
 /// Decodes a column.
@@ -348,19 +440,24 @@ fn job_of<'a>(
 }
 
 /// The encoder's walk over all items: codes for each whether it is as predicted, and hands those that are not to `store`.
+/// Returns what the coder had written at each mark.
 fn walk<C: Coder>(
     job: &Job<'_>,
     coder: &mut C,
     target: &Target<'_>,
     store: &mut dyn FnMut(&mut C, &[u8], Option<&[u8]>) -> Result<(), DatasetError>,
-) -> Result<(), DatasetError> {
+) -> Result<Vec<usize>, DatasetError> {
     let mut predictor = Predictor::new(job);
     let mut cell = Vec::new();
     let mut room = (Vec::new(), Vec::new());
+    let mut marks = job.items.marks.iter().peekable();
+    let mut at_marks = Vec::new();
     for item in 0..job.items.len() {
+        while marks.next_if_eq(&&item).is_some() {
+            at_marks.push(coder.written());
+        }
         // The most common case by far, without writing cells.
-        if matches!(job.plan.source, Source::Base(_)) && target.is_same(job.items, item, &mut room)
-        {
+        if job.plan.source == Source::Base && target.is_same(job.items, item, &mut room) {
             predictor.hit(coder, true);
             continue;
         }
@@ -382,7 +479,8 @@ fn walk<C: Coder>(
         )?;
         predictor.learn(&cell);
     }
-    Ok(())
+    at_marks.resize(job.items.marks.len(), coder.written());
+    Ok(at_marks)
 }
 
 /// The decoder's walk.
@@ -394,7 +492,7 @@ fn rebuild<C: Coder>(
 ) -> Result<Sink, DatasetError> {
     let mut predictor = Predictor::new(job);
     let mut cell = Vec::new();
-    let from_base = matches!(job.plan.source, Source::Base(_));
+    let from_base = job.plan.source == Source::Base;
     // Without stored cells and with every cell its base's there is nothing to read.
     let none = job.plan.cells == 0;
     for item in 0..job.items.len() {
@@ -457,13 +555,21 @@ impl Predictor {
         self.expected.clear();
         match &job.plan.source {
             Source::None => Ok(false),
-            Source::Base(_) => {
+            Source::Base => {
                 let base = job.base.ok_or_else(|| missing("a column of the base"))?;
                 let Some(&row) = job.items.kept.get(item) else {
                     return Ok(false);
                 };
                 base.write(row as usize, &mut self.expected);
                 Ok(true)
+            }
+            Source::Counter { start, step } => {
+                let row = job
+                    .items
+                    .rows
+                    .get(item)
+                    .ok_or_else(|| missing("the order of the rows"))?;
+                Ok(count(*start, *step, *row, job.ty, &mut self.expected))
             }
             Source::Derived(feature) => {
                 let shape = job

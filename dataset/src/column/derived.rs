@@ -98,6 +98,20 @@ impl Feature {
         all
     }
 
+    /// The value of a column itself, where that is something to go by.
+    pub(crate) fn value(column: usize, shape: &Shape) -> Vec<Self> {
+        let measure = Measure::Value;
+        let path = Vec::new();
+        let feature = Self {
+            column,
+            path,
+            measure,
+            via: Via::Same,
+        };
+        let is_plain = Measure::of(shape).contains(&measure);
+        is_plain.then_some(feature).into_iter().collect()
+    }
+
     /// Measures the cell of the other column.
     pub(crate) fn key(&self, shape: &Shape, cell: &[u8]) -> Key {
         self.try_key(shape, cell).unwrap_or(Key::Null)
@@ -122,7 +136,7 @@ impl Feature {
         if cell.first() != Some(&1) {
             return None;
         }
-        let number = |value: usize| Some(Key::Number(i64::try_from(value).unwrap_or(i64::MAX)));
+        let size = |value: usize| Some(Key::Number(i64::try_from(value).unwrap_or(i64::MAX)));
         let text = || {
             let mut reader = Reader::new(cell);
             reader.byte().ok()?;
@@ -131,26 +145,20 @@ impl Feature {
         };
         match self.measure {
             Measure::Value => match (shape, self.via) {
-                (Shape::Fixed(width @ (1 | 2 | 4 | 8)), Via::Steps) => {
-                    let value = &cell[1..];
-                    let first = if value.first()? & 128 == 0 { 0_u8 } else { 255 };
-                    let mut wide = [first; 8];
-                    wide[8 - width..].copy_from_slice(value);
-                    Some(Key::Number(i64::from_be_bytes(wide)))
-                }
+                (Shape::Fixed(1 | 2 | 4 | 8), Via::Steps) => number(cell).map(Key::Number),
                 _ => Some(Key::Cell(cell.to_vec())),
             },
-            Measure::Bytes => number(text()?.len()),
-            Measure::Chars => number(chars(text()?)),
-            Measure::Words => number(words(text()?)),
-            Measure::Ascii => number(usize::from(text()?.is_ascii())),
+            Measure::Bytes => size(text()?.len()),
+            Measure::Chars => size(chars(text()?)),
+            Measure::Words => size(words(text()?)),
+            Measure::Ascii => size(usize::from(text()?.is_ascii())),
             Measure::Count => {
                 let mut reader = Reader::new(cell);
                 reader.byte().ok()?;
-                number(reader.leb().ok()?)
+                size(reader.leb().ok()?)
             }
-            Measure::TotalChars => number(total(shape, &mut Reader::new(cell), chars)?),
-            Measure::TotalWords => number(total(shape, &mut Reader::new(cell), words)?),
+            Measure::TotalChars => size(total(shape, &mut Reader::new(cell), chars)?),
+            Measure::TotalWords => size(total(shape, &mut Reader::new(cell), words)?),
             Measure::Lower => changed(text()?, |t| t.to_lowercase()),
             Measure::Upper => changed(text()?, |t| t.to_uppercase()),
             Measure::Trimmed => changed(text()?, |t| t.trim().to_owned()),
@@ -290,6 +298,24 @@ impl Derivation {
             self.map.insert(key, cell.to_vec());
         }
     }
+}
+
+/// The number in a cell of at most eight bytes, as a signed one of its width; `None` for null.
+pub(super) fn number(cell: &[u8]) -> Option<i64> {
+    let (&1, value) = cell.split_first()? else {
+        return None;
+    };
+    let first = if value.first()? & 128 == 0 { 0_u8 } else { 255 };
+    let mut wide = [first; 8];
+    let start = 8_usize.checked_sub(value.len())?;
+    wide[start..].copy_from_slice(value);
+    Some(i64::from_be_bytes(wide))
+}
+
+/// The cell of a counter at a row, appended to `out`; false if the type has no place for it.
+pub(super) fn count(start: i64, step: i64, row: u32, ty: &DataType, out: &mut Vec<u8>) -> bool {
+    let number = start.wrapping_add(step.wrapping_mul(i64::from(row)));
+    write_number(number, ty, out)
 }
 
 /// The cell of a number in a type; false if the type has no place for it.

@@ -4,8 +4,7 @@ mod code;
 mod derived;
 mod plan;
 
-pub(crate) use code::{Rebuilt, decode, encode};
-pub(crate) use derived::{Feature, Measure, Via};
+pub(crate) use code::{Priced, Rebuilt, Weight, decode, encode, price, weigh};
 pub(crate) use plan::{Method, Plan, Source, choose};
 
 use crate::DatasetError;
@@ -20,6 +19,8 @@ pub(crate) struct Items<'a> {
     pub(crate) new: usize,
     /// The derivative's row of each item.
     pub(crate) rows: &'a [u32],
+    /// Items before which it is noted what has been written: where a sample is coded to know what the whole costs.
+    pub(crate) marks: &'a [usize],
 }
 
 impl Items<'_> {
@@ -28,11 +29,11 @@ impl Items<'_> {
     }
 }
 
-/// Reads the cell of an item of another column.
-pub(crate) type ReadItem<'a> = dyn Fn(usize, &mut Vec<u8>) + Sync + 'a;
-
-/// The columns of a derivative that others may be derived from: the shape, and how to read an item.
+/// The columns that others may be derived from, the derivative's and then the base's: the shape, and how to read an item (nothing
+/// is read of a new item in the base).
 pub(crate) struct Others<'a> {
+    /// How many are the derivative's.
+    pub(crate) own: usize,
     pub(crate) shapes: &'a [Shape],
     pub(crate) read: &'a (dyn Fn(usize, usize, &mut Vec<u8>) + Sync + 'a),
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::derived::{Derivation, Feature, Measure, Via};
+use super::derived::{Derivation, Feature, Measure, Via, count, number};
 use super::{Items, Others, Target};
 use crate::DatasetError;
 use crate::cell::Shape;
@@ -30,6 +30,21 @@ pub(crate) struct Plan {
     pub(crate) remembered: u64,
 }
 
+impl Plan {
+    /// The plan of a column of which nothing is stored yet.
+    pub(crate) fn new(source: Source) -> Self {
+        Self {
+            source,
+            method: Method::Nothing,
+            cells: 0,
+            longest: 0,
+            log_lines: 0,
+            learned: 0,
+            remembered: 0,
+        }
+    }
+}
+
 #[expect(
     clippy::trivially_copy_pass_by_ref,
     reason = "serde asks for a reference"
@@ -52,10 +67,19 @@ fn is_none(value: &u64) -> bool {
 pub(crate) enum Source {
     /// Nothing.
     None,
-    /// The base row's value in this column; new rows are not predicted.
-    Base(usize),
-    /// Another column of the same row.
+    /// The base row's value in the column it is paired with; new rows are not predicted.
+    Base,
+    /// Another column of the same row, or of its base row.
     Derived(Feature),
+    /// A number that grows by `step` from row to row, `start` in the first.
+    Counter { start: i64, step: i64 },
+}
+
+impl Source {
+    /// Whether the column can only be made once others, or the order of the rows, are known.
+    pub(crate) fn is_late(&self) -> bool {
+        matches!(self, Self::Derived(_) | Self::Counter { .. })
+    }
 }
 
 /// How stored cells are stored.
@@ -73,10 +97,9 @@ pub(crate) enum Method {
 /// Items looked at.
 const SAMPLE: usize = 3000;
 
-/// Chooses what a column is predicted from. `paired` is the base's column it belongs to.
+/// Chooses what a column is predicted from; of the derivative's columns only those of `may_use` are considered.
 pub(crate) fn choose(
     target: &Target<'_>,
-    paired: Option<usize>,
     items: &Items<'_>,
     others: &Others<'_>,
     may_use: &[usize],
@@ -94,14 +117,14 @@ pub(crate) fn choose(
     let price = price_of(&cells);
     let plain = cells.len() as f64 * price;
     let (mut best, mut source) = (plain, Source::None);
-    if let Some(column) = paired {
+    if target.base.is_some() {
         let misses = sample
             .iter()
             .filter(|&&item| !target.is_same(items, item, &mut room))
             .count();
         // An edited value resembles the base's.
         let cost = flags(misses, sample.len()) + misses as f64 * price * 0.6;
-        (best, source) = (cost, Source::Base(column));
+        (best, source) = (cost, Source::Base);
         if plain < cost * 0.5 {
             (best, source) = (plain, Source::None);
         }
@@ -110,10 +133,22 @@ pub(crate) fn choose(
         }
     }
     let ty = &target.column.ty;
+    if let Some((counter, misses)) = counter(target, items, &sample, &cells) {
+        let cost = flags(misses, sample.len()) + misses as f64 * price + 16.0;
+        if cost < best * 0.8 {
+            (best, source) = (cost, counter);
+        }
+    }
     let mut read = Vec::new();
-    for &column in may_use {
+    let of_base = others.own..others.shapes.len();
+    for column in may_use.iter().copied().chain(of_base) {
         let shape = &others.shapes[column];
-        for feature in Feature::all(column, shape) {
+        let features = if column < others.own {
+            Feature::all(column, shape)
+        } else {
+            Feature::value(column, shape)
+        };
+        for feature in features {
             for &via in ways(&feature, shape, &target.column.shape) {
                 let feature = Feature {
                     via,
@@ -145,6 +180,47 @@ pub(crate) fn choose(
         }
     }
     Ok(source)
+}
+
+/// The line through two neighbours that most of the sample is on, and how much of it is not.
+fn counter(
+    target: &Target<'_>,
+    items: &Items<'_>,
+    sample: &[usize],
+    cells: &[Vec<u8>],
+) -> Option<(Source, usize)> {
+    let ty = &target.column.ty;
+    if !ty.is_integer() || items.len() < 8 {
+        return None;
+    }
+    let value = |row: usize| {
+        let mut cell = Vec::new();
+        target.column.write(row, &mut cell);
+        number(&cell)
+    };
+    let mut best: Option<(Source, usize)> = None;
+    for row in [0, items.len() / 2, items.len() - 2] {
+        let (Some(first), Some(second)) = (value(row), value(row + 1)) else {
+            continue;
+        };
+        let step = second.wrapping_sub(first);
+        let before = step.wrapping_mul(i64::try_from(row).unwrap_or(0));
+        let start = first.wrapping_sub(before);
+        let mut expected = Vec::new();
+        let misses = sample
+            .iter()
+            .zip(cells)
+            .filter(|(item, cell)| {
+                expected.clear();
+                count(start, step, items.rows[**item], ty, &mut expected);
+                expected != **cell
+            })
+            .count();
+        if best.as_ref().is_none_or(|(_, least)| misses < *least) {
+            best = Some((Source::Counter { start, step }, misses));
+        }
+    }
+    best
 }
 
 fn ways(feature: &Feature, from: &Shape, to: &Shape) -> &'static [Via] {

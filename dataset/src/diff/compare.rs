@@ -1,6 +1,5 @@
 //! One split of both sides, compared.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch};
@@ -14,8 +13,9 @@ use crate::DatasetError;
 use crate::canonical::canonical;
 use crate::input::Rows;
 use crate::matching::{NEW, Shared};
-use crate::split::{pair_columns, pieces, wanted};
-use crate::table::{Batches, Column, Table};
+use crate::pair::Check;
+use crate::split::pieces;
+use crate::table::{Batches, Column, Room, Table, plain_types};
 
 /// Pieces of rows that are compared before what was found is handed on.
 const PIECES: usize = 16;
@@ -24,8 +24,8 @@ const PIECES: usize = 16;
 pub(super) struct Comparison<'a> {
     pub(super) split: &'a str,
     pub(super) key: &'a [String],
-    pub(super) scratch: &'a Path,
-    pub(super) check: &'a (dyn Fn() -> Result<(), DatasetError> + Sync),
+    pub(super) room: &'a Room<'a>,
+    pub(super) check: &'a Check<'a>,
 }
 
 /// A column that both sides have.
@@ -198,16 +198,24 @@ impl Comparison<'_> {
         if !found.is_empty() {
             sink(&found)?;
         }
-        let to = Table::load(&schema, derivative.read()?, &|_| None, self.scratch)?;
+        let types = plain_types(&schema)?;
+        let named_alike = |column: usize| {
+            let (at, _) = schema.column_with_name(base_schema.field(column).name())?;
+            types.get(at).cloned()
+        };
+        let to = Table::load(
+            vec![(Arc::clone(&schema), derivative.read()?)],
+            &|_| None,
+            self.room,
+        )?;
         let from = Table::load(
-            &base_schema,
-            base.read()?,
-            &|column| wanted(&schema, column),
-            self.scratch,
+            vec![(Arc::clone(&base_schema), base.read()?)],
+            &named_alike,
+            self.room,
         )?;
         (self.check)()?;
         let retyped = retyped(&base_schema, &schema)?;
-        let own = load_columns(base, &base_schema, &retyped, self.scratch)?;
+        let own = load_columns(base, &base_schema, &retyped, self.room)?;
         let pairs = pair(&from, &own, &retyped, &to, &columns)?;
         let matched = self.matched(&from, &to, &pairs)?;
         (self.check)()?;
@@ -269,11 +277,10 @@ impl Comparison<'_> {
                 base: Vec::new(),
                 derivative: Vec::new(),
             };
-            for (at, from) in pair_columns(&base.schema, &derivative.schema)
-                .into_iter()
-                .enumerate()
-            {
-                if let Some(from) = from.filter(|&from| base.ty(from) == derivative.ty(at)) {
+            for (at, field) in derivative.schema.fields().iter().enumerate() {
+                if let Some((from, _)) = base.schema.column_with_name(field.name())
+                    && base.ty(from) == derivative.ty(at)
+                {
                     shared.base.push(base.cells(from)?);
                     shared.derivative.push(derivative.cells(at)?);
                 }
@@ -505,7 +512,7 @@ fn load_columns(
     base: &Arc<dyn Rows>,
     schema: &SchemaRef,
     columns: &[usize],
-    scratch: &Path,
+    room: &Room<'_>,
 ) -> Result<Table, DatasetError> {
     if columns.is_empty() {
         return Ok(Table::empty());
@@ -518,7 +525,7 @@ fn load_columns(
     let with = Arc::clone(&some);
     let batches: Batches =
         Box::new(batches.map(move |batch| Ok(batch?.with_schema(Arc::clone(&with))?)));
-    Table::load(&some, batches, &|_| None, scratch)
+    Table::load(vec![(some, batches)], &|_| None, room)
 }
 
 fn pair(
@@ -528,15 +535,13 @@ fn pair(
     to: &Table,
     columns: &[ColumnDiff],
 ) -> Result<Vec<Pair>, DatasetError> {
-    let comparable = pair_columns(&from.schema, &to.schema);
     let mut pairs = Vec::new();
     for (at, field) in to.schema.fields().iter().enumerate() {
         let Some((base, _)) = from.schema.column_with_name(field.name()) else {
             continue;
         };
-        let cast = comparable[at]
-            .filter(|&base| from.ty(base) == to.ty(at))
-            .map(|base| from.cells(base))
+        let cast = (from.ty(base) == to.ty(at))
+            .then(|| from.cells(base))
             .transpose()?;
         let own = retyped
             .iter()

@@ -16,8 +16,9 @@ use sparse_delta::{CancelToken, DeltaError, Progress};
 use sparse_store::OpenOptions;
 
 use crate::DatasetError;
-use crate::compress::Input;
+use crate::compress::{Input, MEMORY, MIN_MEMORY};
 use crate::input::{Dataset, Rows};
+use crate::pair;
 
 pub use report::{HTML_ROWS, Report};
 
@@ -149,6 +150,7 @@ pub struct Diff {
     key: Vec<String>,
     splits: Vec<String>,
     threads: Option<usize>,
+    memory: u64,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -166,6 +168,7 @@ impl Diff {
             key: Vec::new(),
             splits: Vec::new(),
             threads: None,
+            memory: MEMORY,
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -187,6 +190,12 @@ impl Diff {
     /// How many threads work. Default: as many as there are cores.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = (threads > 0).then_some(threads);
+        self
+    }
+
+    /// How many bytes of memory may be used, about; what is larger goes to temporary files. Default: 1 GiB.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes.max(MIN_MEMORY);
         self
     }
 
@@ -227,6 +236,7 @@ impl Diff {
             base,
             derivative,
             key: self.key,
+            memory: self.memory,
             progress: self.progress,
             cancel: self.cancel,
         };
@@ -290,13 +300,15 @@ struct Job {
     derivative: Dataset,
     pairs: Vec<Pair>,
     key: Vec<String>,
+    memory: u64,
     progress: Option<Progress>,
     cancel: CancelToken,
 }
 
 impl Job {
     fn run(self, sink: &mut Sink<'_>) -> Result<DiffSummary, DatasetError> {
-        let scratch = std::env::temp_dir();
+        let scratch = pair::scratch();
+        let room = pair::room(&scratch, self.memory);
         let count = self.pairs.len() as f64;
         let mut splits = Vec::new();
         for (at, (name, base, derivative)) in self.pairs.iter().enumerate() {
@@ -313,7 +325,7 @@ impl Job {
             let split = compare::Comparison {
                 split: name,
                 key: &self.key,
-                scratch: &scratch,
+                room: &room,
                 check: &check,
             };
             splits.push(match (base, derivative) {

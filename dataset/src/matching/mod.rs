@@ -212,7 +212,7 @@ fn likeness(shared: &Shared, base: usize, derivative: usize) -> f64 {
 }
 
 /// The same for every run: what is found does not depend on chance.
-fn hasher() -> ahash::RandomState {
+pub(crate) fn hasher() -> ahash::RandomState {
     ahash::RandomState::with_seeds(1, 2, 3, 4)
 }
 

@@ -154,6 +154,7 @@ impl DisplayAs for ReadExec {
         if let Some(limit) = self.limit {
             write!(f, ", limit={limit}")?;
         }
+        self.request.fmt_rows(self.function.spec(), f)?;
         let options = self.request.options.to_string();
         if options.is_empty() {
             Ok(())

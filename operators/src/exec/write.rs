@@ -127,6 +127,7 @@ impl WriteExec {
 impl DisplayAs for WriteExec {
     fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SparseWrite: function={}", self.function.spec().name)?;
+        self.request.fmt_rows(self.function.spec(), f)?;
         let options = self.request.options.to_string();
         if options.is_empty() {
             Ok(())

@@ -3,6 +3,7 @@
 mod sparse_compress;
 mod sparse_dataset_compress;
 mod sparse_dataset_diff;
+mod sparse_dataset_estimate;
 mod sparse_dataset_reconstruct;
 mod sparse_diff;
 mod sparse_features;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Arc<dyn SparseFunction>> {
         Arc::new(sparse_compress::SparseCompress),
         Arc::new(sparse_dataset_compress::SparseDatasetCompress),
         Arc::new(sparse_dataset_diff::SparseDatasetDiff),
+        Arc::new(sparse_dataset_estimate::SparseDatasetEstimate),
         Arc::new(sparse_dataset_reconstruct::SparseDatasetReconstruct),
         Arc::new(sparse_diff::SparseDiff),
         Arc::new(sparse_features::SparseFeatures),
@@ -59,6 +61,22 @@ const ON_ERROR: Parameter = Parameter::choice(
     Some("fail"),
     "In the batch form, what a row of work that fails does: fail the statement, or give one row with status failed and go on.",
 );
+
+/// How much memory an operation on datasets may use.
+const MEMORY: Parameter = Parameter::optional(
+    "memory",
+    "Memory to use, about; what is larger goes to temporary files: bytes, or with a unit ('512MB', '2GiB'). The session's sparse.memory \
+     where it is not given.",
+);
+
+/// The value of [`MEMORY`].
+fn memory(request: &Request) -> Result<u64> {
+    match request.options.text(MEMORY.name) {
+        Some(text) => crate::config::parse_bytes(text)
+            .map_err(|error| datafusion::common::plan_datafusion_err!("memory: {error}")),
+        None => Ok(request.config.memory),
+    }
+}
 
 /// The row that tells of work that failed: its inputs, where it would have gone, and why.
 fn failed_row(spec: &Spec, inputs: &Inputs, message: &str) -> Result<RecordBatch> {

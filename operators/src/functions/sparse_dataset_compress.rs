@@ -37,6 +37,7 @@ static SPEC: Spec = Spec {
             None,
             "How hard to try; the session's sparse.effort where it is not given.",
         ),
+        super::MEMORY,
         Parameter::flag("dry_run", "Compute everything, write nothing."),
         Parameter::flag(
             "overwrite",
@@ -51,9 +52,9 @@ static SPEC: Spec = Spec {
         Column::new(
             "base_split",
             Type::Text,
-            "The split of the base it was made from.",
+            "The splits of the base it was made from.",
         ),
-        Column::new("base_rows", Type::Count, "Rows of that split."),
+        Column::new("base_rows", Type::Count, "Their rows."),
         Column::new("rows", Type::Count, "Rows of the derivative's split."),
         Column::new(
             "shared",
@@ -142,6 +143,7 @@ impl Writer for SparseDatasetCompress {
         let mut compress = Compress::new(base, derivative)
             .splits(options.texts("splits"))
             .effort(effort)
+            .memory(super::memory(&request)?)
             .dry_run(options.flag("dry_run"))
             .overwrite(options.flag("overwrite"))
             .open_options(request.config.open_options())
@@ -196,8 +198,8 @@ fn batch(inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {
         same(inputs.first().and_then(Option::as_deref)),
         same(inputs.get(1).and_then(Option::as_deref)),
         columns::texts(splits.iter().map(|split| Some(&split.name))),
-        columns::texts(splits.iter().map(|split| split.base.as_deref())),
-        count(|split| split.base_rows),
+        columns::texts(splits.iter().map(SplitEntry::base_names)),
+        count(SplitEntry::base_rows),
         count(|split| split.rows),
         count(|split| split.shared),
         count(|split| split.edited),

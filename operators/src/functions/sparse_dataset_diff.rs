@@ -36,6 +36,7 @@ static SPEC: Spec = Spec {
             "The columns that identify a row; rows of equal keys are matched in order. Default: rows are matched by their content.",
         ),
         Parameter::texts("splits", "The splits to compare. Default: all."),
+        super::MEMORY,
     ],
     columns: &[
         Column::new(
@@ -109,6 +110,7 @@ fn differences(
     )
     .key(request.options.texts("key"))
     .splits(request.options.texts("splits"))
+    .memory(super::memory(request)?)
     .open_options(request.config.open_options())
     .cancel(cancel.clone());
     if let Some(threads) = threads(request) {

@@ -40,6 +40,7 @@ static SPEC: Spec = Spec {
         .of(Kind::Dataset),
     ],
     options: &[
+        super::MEMORY,
         Parameter::flag("dry_run", "Rebuild and check everything, write nothing."),
         Parameter::flag(
             "overwrite",
@@ -90,6 +91,7 @@ impl Writer for SparseDatasetReconstruct {
     async fn stage(&self, inputs: Inputs, request: Arc<Request>) -> Result<Box<dyn Staged>> {
         let (_guard, cancel) = CancelOnDrop::new();
         let mut reconstruct = Reconstruct::new(required(&SPEC, &inputs, 0)?)
+            .memory(super::memory(&request)?)
             .dry_run(request.options.flag("dry_run"))
             .overwrite(request.options.flag("overwrite"))
             .open_options(request.config.open_options())

@@ -74,7 +74,7 @@ static SPEC: Spec = Spec {
         Column::new(
             "base_split",
             Type::Text,
-            "The base's split it was made from.",
+            "The base's splits it was made from.",
         ),
         Column::new("rows", Type::Count, "Its rows."),
         Column::new(
@@ -186,7 +186,7 @@ fn splits(info: &DatasetInfo) -> Result<RecordBatch> {
         "key" => same(&manifest.key),
         "path" => same(&info.path),
         "split" => text(|row| Some(&row.name)),
-        "base_split" => text(|row| row.base.as_deref()),
+        "base_split" => columns::texts(rows.iter().map(SplitEntry::base_names)),
         "rows" => count(|row| row.rows),
         "shared" => count(|row| row.shared),
         "edited" => count(|row| row.edited),

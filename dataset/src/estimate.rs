@@ -1,0 +1,484 @@
+//! `Estimate`: what a delta would cost, without making it.
+//!
+//! Both sides are read and their rows matched, so that the counts, the order of the rows and what there is to store are exact.
+//! Only the coding, where the time goes, is done on a sample: edited rows, as large a share of the others, and new ones. What
+//! the second half of the sample costs beyond the first, for what it has to tell, is what the rest costs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+use serde::Serialize;
+use sparse_codec::Effort;
+use sparse_delta::support;
+use sparse_delta::{CancelToken, DeltaError, Progress};
+use sparse_store::OpenOptions;
+
+use crate::DatasetError;
+use crate::artifact;
+use crate::column::{self, Items, Method, Plan, Priced, Source, Weight};
+use crate::compress::{Input, MEMORY, MIN_MEMORY, named};
+use crate::effort::limits;
+use crate::input::{Dataset, Format, Rows};
+use crate::manifest::{BaseSplit, DatasetManifest, SizeStats, SplitEntry};
+use crate::matching::sampled;
+use crate::pair::{self, Pair};
+use crate::split::{Coded, Split};
+
+/// What a delta of a dataset saves.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DatasetDeltaStats {
+    /// The base as it was given.
+    pub base_dataset_id: String,
+    /// The derivative as it was given.
+    pub derivative_dataset_id: String,
+    /// Bytes of the base's split.
+    pub base_size_bytes: u64,
+    /// Bytes of the derivative's split.
+    pub derivative_size_bytes: u64,
+    /// Bytes of the delta.
+    pub delta_size_bytes: u64,
+    /// What it saves of the derivative, in percent.
+    pub savings_pct: f64,
+    /// Rows that the base has, edited or not.
+    pub num_shared_samples: u64,
+    /// Rows that it has not.
+    pub num_new_samples: u64,
+}
+
+/// An estimate.
+#[derive(Clone, Debug)]
+pub struct EstimateOutcome {
+    /// What it says.
+    pub stats: DatasetDeltaStats,
+    /// The split it is about.
+    pub split: String,
+    /// Rows that were coded.
+    pub sampled: u64,
+    /// Whether these were all, so that the size is not estimated but known.
+    pub exact: bool,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Estimates how large the delta of a split would be.
+#[must_use = "nothing happens until `run` is awaited"]
+pub struct Estimate {
+    base: Input,
+    derivative: Input,
+    split: String,
+    sample_size: u64,
+    effort: Effort,
+    threads: Option<usize>,
+    memory: u64,
+    open: OpenOptions,
+    progress: Option<Progress>,
+    cancel: CancelToken,
+}
+
+impl Estimate {
+    /// The delta of `derivative` against `base`.
+    pub fn new(base: impl Into<Input>, derivative: impl Into<Input>) -> Self {
+        Self {
+            base: base.into(),
+            derivative: derivative.into(),
+            split: "train".to_owned(),
+            sample_size: 1000,
+            effort: Effort::Default,
+            threads: None,
+            memory: MEMORY,
+            open: OpenOptions::default(),
+            progress: None,
+            cancel: CancelToken::default(),
+        }
+    }
+
+    /// The split of the derivative. Default: train.
+    pub fn split(mut self, split: impl Into<String>) -> Self {
+        self.split = split.into();
+        self
+    }
+
+    /// How many edited rows, and how many new ones, are coded to know what they cost. Default: 1000.
+    pub fn sample_size(mut self, rows: u64) -> Self {
+        self.sample_size = rows;
+        self
+    }
+
+    /// The effort the delta would be made with.
+    pub fn effort(mut self, effort: Effort) -> Self {
+        self.effort = effort;
+        self
+    }
+
+    /// How many threads work. Default: as many as there are cores.
+    pub fn threads(mut self, threads: usize) -> Self {
+        self.threads = (threads > 0).then_some(threads);
+        self
+    }
+
+    /// How many bytes of memory may be used, about; what is larger goes to temporary files. Default: 1 GiB.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes.max(MIN_MEMORY);
+        self
+    }
+
+    /// How references are opened: caches, credentials.
+    pub fn open_options(mut self, options: OpenOptions) -> Self {
+        self.open = options;
+        self
+    }
+
+    /// Told what is being done and how far it is.
+    pub fn progress(mut self, progress: Progress) -> Self {
+        self.progress = Some(progress);
+        self
+    }
+
+    /// Stops the operation from outside.
+    pub fn cancel(mut self, cancel: CancelToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
+    /// Reads both sides and estimates.
+    ///
+    /// # Errors
+    /// A sample of no rows, a split that is not there, datasets that cannot be read, columns of types that cannot be stored.
+    pub async fn run(mut self) -> Result<EstimateOutcome, DatasetError> {
+        let started = Instant::now();
+        if self.sample_size == 0 {
+            return Err(DatasetError::usage("sample_size is 0; give at least 1"));
+        }
+        if self.open.progress.is_none() {
+            self.open.progress.clone_from(&self.progress);
+        }
+        let (base, derivative) =
+            futures::try_join!(self.base.open(&self.open), self.derivative.open(&self.open))?;
+        let (name, rows) = derivative
+            .select(std::slice::from_ref(&self.split))?
+            .swap_remove(0);
+        let job = Job {
+            base,
+            derivative,
+            name,
+            rows,
+            sample: usize::try_from(self.sample_size).unwrap_or(usize::MAX),
+            effort: self.effort,
+            memory: self.memory,
+            progress: self.progress,
+            cancel: self.cancel,
+        };
+        let threads = self.threads;
+        let mut outcome = tokio::task::spawn_blocking(move || {
+            let pool = support::pool(threads)?;
+            support::guarded(|| Ok(pool.install(|| job.run())))?
+        })
+        .await
+        .map_err(|error| DatasetError::internal(error.to_string()))??;
+        outcome.elapsed = started.elapsed();
+        Ok(outcome)
+    }
+}
+
+struct Job {
+    base: Dataset,
+    derivative: Dataset,
+    name: String,
+    rows: Arc<dyn Rows>,
+    sample: usize,
+    effort: Effort,
+    memory: u64,
+    progress: Option<Progress>,
+    cancel: CancelToken,
+}
+
+impl Job {
+    fn check(&self) -> Result<(), DatasetError> {
+        if self.cancel.is_cancelled() {
+            return Err(DeltaError::Cancelled.into());
+        }
+        Ok(())
+    }
+
+    fn tell(&self, message: &str, fraction: f64) {
+        if let Some(progress) = &self.progress {
+            progress(message, fraction);
+        }
+    }
+
+    fn run(self) -> Result<EstimateOutcome, DatasetError> {
+        let scratch = pair::scratch();
+        let room = pair::room(&scratch, self.memory);
+        self.tell(&format!("reading {}", self.name), 0.0);
+        let pair = Pair::load(&self.base, &self.name, &self.rows, &room, &|| self.check())
+            .map_err(|error| named(error, &self.derivative, &self.name))?;
+        let split = Split::new(&pair)?;
+        let sources = split.sources()?;
+        let sample = Sample::take(&split, &sources, self.sample);
+        self.tell(&format!("coding a sample of {}", self.name), 0.5);
+        let (coded, bytes) = self.columns(&pair, &split, &sources, &sample)?;
+        let mut coded = split.finish(coded)?;
+        coded.plan.edited = sample.edited;
+        let (kept, new) = (coded.plan.kept, coded.plan.new);
+        let sizes = self.sizes(&pair, &coded, bytes)?;
+        Ok(EstimateOutcome {
+            stats: DatasetDeltaStats {
+                base_dataset_id: self.base.id().to_owned(),
+                derivative_dataset_id: self.derivative.id().to_owned(),
+                base_size_bytes: sizes.base_size_bytes,
+                derivative_size_bytes: sizes.derivative_size_bytes,
+                delta_size_bytes: sizes.delta_size_bytes,
+                savings_pct: sizes.savings_pct,
+                num_shared_samples: kept,
+                num_new_samples: new,
+            },
+            split: self.name.clone(),
+            sampled: sample.rows.len() as u64,
+            exact: sample.is_whole,
+            elapsed: Duration::ZERO,
+        })
+    }
+
+    /// The columns of the sample, coded, and what all of them cost for the whole.
+    fn columns(
+        &self,
+        pair: &Pair,
+        split: &Split<'_>,
+        sources: &[Source],
+        sample: &Sample,
+    ) -> Result<(Vec<(Plan, Vec<u8>)>, u64), DatasetError> {
+        let limits = limits(self.effort);
+        let all = split.items();
+        let kept = [all.kept.len()];
+        let all = Items {
+            marks: &kept,
+            ..all
+        };
+        let weights: Vec<Weight> = split.with_others(&all, |others| {
+            sources
+                .par_iter()
+                .enumerate()
+                .map(|(at, source)| {
+                    self.check()?;
+                    column::weigh(source.clone(), &split.target(at), &all, others)
+                })
+                .collect::<Result<_, DatasetError>>()
+        })?;
+        let items = sample.items();
+        let priced: Vec<(Priced, f64)> = split.with_others(&items, |others| {
+            sources
+                .par_iter()
+                .zip(&weights)
+                .enumerate()
+                .map(|(at, (source, whole))| {
+                    self.check()?;
+                    let target = split.target(at);
+                    let weight = column::weigh(source.clone(), &target, &items, others)?;
+                    let bytes = Some(whole.bytes);
+                    let (source, rows) = (source.clone(), pair.base.rows);
+                    let priced =
+                        column::price(source, &target, &items, others, limits, rows, bytes)?;
+                    let cost = extrapolated(whole, &weight, &priced);
+                    Ok((priced, cost))
+                })
+                .collect::<Result<_, DatasetError>>()
+        })?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a size that is no more than that of the data"
+        )]
+        let bytes = priced
+            .iter()
+            .map(|(_, cost)| cost.max(0.0))
+            .sum::<f64>()
+            .round() as u64;
+        let coded = priced
+            .into_iter()
+            .map(|(priced, _)| (priced.plan, priced.stream));
+        Ok((coded.collect(), bytes))
+    }
+
+    /// The sizes of the delta whose columns cost `columns` bytes: plan, order and manifest are as they would be.
+    fn sizes(&self, pair: &Pair, coded: &Coded, columns: u64) -> Result<SizeStats, DatasetError> {
+        let same_schema = crate::canonical::describe(&pair.base.schema)
+            == crate::canonical::describe(&pair.derivative.schema);
+        let schema = (!same_schema).then_some(&pair.derivative.schema);
+        let fixed = Coded {
+            plan: coded.plan.clone(),
+            streams: coded.streams.iter().take(1).cloned().collect(),
+        };
+        let mut payload = Vec::new();
+        let plan = artifact::append(&mut payload, &fixed, schema)?;
+        let hash = blake3::hash(&payload).to_hex().to_string();
+        let rows = pair.derivative.rows as u64;
+        let of_base = self.base.splits().iter();
+        let sizes = SizeStats {
+            base_size_bytes: of_base
+                .filter(|(name, _)| pair.splits.contains(name))
+                .map(|(_, rows)| rows.bytes())
+                .sum(),
+            derivative_size_bytes: self.rows.bytes(),
+            ..SizeStats::default()
+        };
+        let parts = pair.splits.iter().zip(&pair.base.parts);
+        let entry = SplitEntry {
+            name: self.name.clone(),
+            base: parts
+                .map(|(name, part)| BaseSplit {
+                    name: name.clone(),
+                    rows: part.rows,
+                    hash: part.hash.clone(),
+                })
+                .collect(),
+            rows,
+            shared: coded.plan.kept.saturating_sub(coded.plan.edited),
+            edited: coded.plan.edited,
+            new: coded.plan.new,
+            removed: coded.plan.removed,
+            hash: pair.hash().to_owned(),
+            format: self.rows.format(),
+            files: vec![(format!("{}.{}", self.name, Format::Parquet.ending()), rows)],
+            plan,
+        };
+        let mut manifest = DatasetManifest {
+            version: "1.0".to_owned(),
+            delta_type: crate::info::DELTA_TYPE.to_owned(),
+            base_dataset_id: self.base.id().to_owned(),
+            derivative_dataset_id: self.derivative.id().to_owned(),
+            created_at: support::timestamp(),
+            format_version: crate::manifest::FORMAT_VERSION,
+            key: hash.clone(),
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            effort: self.effort.to_string(),
+            num_shared_samples: coded.plan.kept,
+            num_new_samples: coded.plan.new,
+            size_stats: sizes,
+            single_file: self.derivative.is_file(),
+            splits: vec![entry],
+            payload: hash,
+            seal: String::new(),
+        };
+        manifest.sealed(payload.len() as u64 + columns)?;
+        Ok(manifest.size_stats)
+    }
+}
+
+/// What a column costs, by what its sample costs.
+fn extrapolated(whole: &Weight, sample: &Weight, priced: &Priced) -> f64 {
+    let total = priced.stream.len() as f64;
+    if priced.plan.method == Method::Parquet {
+        // One file of all cells: as many times larger as there is more in it.
+        return total * whole.bytes as f64 / sample.bytes.max(1) as f64;
+    }
+    let told = |weight: &Weight, at: usize| weight.at_marks.get(at).copied().unwrap_or(0) as f64;
+    let cost = |at: usize| priced.at_marks.get(at).copied().unwrap_or(0) as f64;
+    let [half, kept, new_half] = [0, 1, 2];
+    let rest_kept = told(whole, 0) - told(sample, kept);
+    let rest_new = (whole.told as f64 - told(whole, 0)) - (sample.told as f64 - told(sample, kept));
+    // The price of a byte told: in the second half, where that tells enough to know it, or else from the start.
+    let price = |start: (f64, f64), half: usize, end: (f64, f64)| {
+        let half = (cost(half), told(sample, half));
+        let from = if (end.1 - half.1) * 4.0 >= end.1 - start.1 {
+            half
+        } else {
+            start
+        };
+        if end.1 - from.1 < 1.0 {
+            return 0.5;
+        }
+        (end.0 - from.0) / (end.1 - from.1)
+    };
+    let middle = (cost(kept), told(sample, kept));
+    let end = (total, sample.told as f64);
+    total + rest_kept * price((0.0, 0.0), half, middle) + rest_new * price(middle, new_half, end)
+}
+
+/// The items that are coded: kept ones in two halves, then new ones in two halves.
+struct Sample {
+    kept: Vec<u32>,
+    rows: Vec<u32>,
+    /// Where the second half of those kept begins, where they end, where the second half of the new ones begins.
+    marks: [usize; 3],
+    edited: u64,
+    is_whole: bool,
+}
+
+impl Sample {
+    fn take(split: &Split<'_>, sources: &[Source], size: usize) -> Self {
+        let items = split.items();
+        let kept = items.kept.len();
+        let targets: Vec<_> = sources
+            .iter()
+            .enumerate()
+            .filter(|(_, source)| **source == Source::Base)
+            .map(|(at, _)| split.target(at))
+            .collect();
+        let is_edited: Vec<bool> = (0..kept)
+            .into_par_iter()
+            .map_init(Default::default, |room, item| {
+                !targets
+                    .iter()
+                    .all(|target| target.is_same(&items, item, room))
+            })
+            .collect();
+        let some = |wanted: bool| -> Vec<usize> {
+            let all = is_edited.iter().enumerate();
+            all.filter(|(_, edited)| **edited == wanted)
+                .map(|(item, _)| item)
+                .collect()
+        };
+        let (edited, others) = (some(true), some(false));
+        let share = size.min(edited.len()) as f64 / edited.len().max(1) as f64;
+        // Where nothing was edited, the rows that stayed are a sample of what else is stored of them.
+        let count = if edited.is_empty() {
+            size.min(others.len())
+        } else {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a share of a length"
+            )]
+            let count = (others.len() as f64 * share).ceil() as usize;
+            count
+        };
+        let pick = |from: &[usize], count: usize| -> Vec<usize> {
+            sampled(from.len(), count).map(|at| from[at]).collect()
+        };
+        let new: Vec<usize> = (kept..items.len()).collect();
+        let mut picked_kept = pick(&edited, size);
+        picked_kept.extend(pick(&others, count));
+        picked_kept.sort_unstable();
+        let picked_new = pick(&new, size);
+        let is_whole = picked_kept.len() + picked_new.len() == items.len();
+        let halves = |picked: &[usize]| -> (Vec<usize>, usize) {
+            if is_whole {
+                return (picked.to_vec(), picked.len() / 2);
+            }
+            let mut both: Vec<usize> = picked.iter().copied().step_by(2).collect();
+            let half = both.len();
+            both.extend(picked.iter().copied().skip(1).step_by(2));
+            (both, half)
+        };
+        let (kept_items, kept_half) = halves(&picked_kept);
+        let (new_items, new_half) = halves(&picked_new);
+        let row = |&item: &usize| items.rows[item];
+        Self {
+            kept: kept_items.iter().map(|&item| items.kept[item]).collect(),
+            rows: kept_items.iter().chain(&new_items).map(row).collect(),
+            marks: [kept_half, kept_items.len(), kept_items.len() + new_half],
+            edited: edited.len() as u64,
+            is_whole,
+        }
+    }
+
+    fn items(&self) -> Items<'_> {
+        Items {
+            kept: &self.kept,
+            new: self.rows.len() - self.kept.len(),
+            rows: &self.rows,
+            marks: &self.marks,
+        }
+    }
+}
