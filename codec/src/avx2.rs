@@ -98,6 +98,11 @@ pub(crate) unsafe fn decode(
 ) -> usize {
     let count = tables.len().min(tokens.len()) / LANES * LANES;
     let mut done = 0;
+    let groups = if crate::avx512::available() {
+        crate::avx512::groups
+    } else {
+        groups
+    };
     // The last words are read from a copy with room behind it, where a damaged stream finds zeros.
     let inner = stream.words.len().saturating_sub(MARGIN);
     // SAFETY: the CPU has what it takes.
@@ -135,7 +140,7 @@ pub(crate) unsafe fn decode(
 }
 
 /// Bytes that a group may look at: 32 words and the end of the last load.
-const MARGIN: usize = 2 * LANES + 16;
+pub(crate) const MARGIN: usize = 2 * LANES + 16;
 
 /// Decodes groups while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
 ///

@@ -167,6 +167,12 @@ impl TableSet {
         &self.intervals[usize::from(table.wrapping_sub(1))]
     }
 
+    /// The frequencies of table `t`, from 1.
+    pub(crate) fn frequencies(&self, table: u8) -> Frequencies {
+        let intervals = self.intervals(table);
+        std::array::from_fn(|token| intervals[token].frequency)
+    }
+
     /// Serialises: length, then precision, lowest context and number of tables, then map and frequencies by the range coder.
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         let mut coder = Encoder::new();

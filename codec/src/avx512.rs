@@ -1,0 +1,102 @@
+//! The passes of a strip with AVX-512. Each gives what its twin in `avx2` and its portable one in `passes` and `rans` give,
+//! bit for bit.
+//!
+//! Functions here are safe to call only on a CPU with the extensions that [`available`] tells; slices are checked, so that no
+//! input makes them read or write outside.
+
+use std::arch::x86_64::{
+    __m512i, _mm_cvtsi32_si128, _mm_storeu_si128, _mm256_castsi256_si128,
+    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_min_epu8, _mm256_set1_epi8,
+    _mm256_storeu_si256, _mm256_subs_epu8, _mm512_add_epi32, _mm512_and_si512,
+    _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi8, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
+    _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_mask_or_epi32, _mm512_maskz_expand_epi32,
+    _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi32, _mm512_sll_epi32, _mm512_slli_epi32,
+    _mm512_srl_epi32, _mm512_srli_epi32, _mm512_storeu_si512,
+};
+
+use crate::{
+    avx2::MARGIN,
+    rans::LANES,
+    tables::TableSet,
+};
+
+/// Whether this CPU has what the functions here need.
+#[inline]
+pub(crate) fn available() -> bool {
+    std::arch::is_x86_feature_detected!("avx512f")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512vbmi2")
+        && std::arch::is_x86_feature_detected!("popcnt")
+        && std::arch::is_x86_feature_detected!("bmi1")
+}
+
+/// Decodes groups while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW, VL and POPCNT.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt,bmi1")]
+pub(crate) unsafe fn groups(
+    states: &mut [u32; LANES],
+    words: &[u8],
+    limit: usize,
+    tables: &[u8],
+    set: &TableSet,
+    tokens: &mut [u8],
+) -> (usize, usize) {
+    let precision = set.precision();
+    let slots = set.slots();
+    let last = set.tables().wrapping_sub(1);
+    let limit = limit.min(words.len().saturating_sub(MARGIN - 1));
+    if set.tables() == 0 || slots.len() < set.tables() << precision {
+        return (0, 0);
+    }
+    let count = tables.len().min(tokens.len()) / LANES * LANES;
+    let mut at = 0;
+    let mut done = 0;
+    // SAFETY: tables are cut to those of the set, whose slots are all there; `at` stays below `limit` before a group, which
+    // leaves MARGIN bytes to read; `done + 32 <= count`, the length of both `tables` and `tokens`.
+    unsafe {
+        let mut x: [__m512i; 2] =
+            std::array::from_fn(|i| _mm512_loadu_si512(states.as_ptr().add(16 * i).cast()));
+        let one = _mm256_set1_epi8(1);
+        let most = _mm256_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
+        let low = _mm512_set1_epi32((1 << precision) - 1);
+        let shift = _mm_cvtsi32_si128(precision.cast_signed());
+        let offset = _mm512_set1_epi32(0xfff);
+        let lower = _mm512_set1_epi32(1 << 16);
+        let source = slots.as_ptr();
+        while done < count && at < limit {
+            let t = _mm256_loadu_si256(tables.as_ptr().add(done).cast());
+            let t = _mm256_min_epu8(_mm256_subs_epu8(t, one), most);
+            let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
+            for i in 0..2 {
+                let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(halves[i]), shift);
+                let index = _mm512_or_si512(table, _mm512_and_si512(x[i], low));
+                let slot = _mm512_i32gather_epi32::<4>(index, source.cast());
+                _mm_storeu_si128(
+                    tokens.as_mut_ptr().add(done + 16 * i).cast(),
+                    _mm512_cvtepi32_epi8(slot),
+                );
+                let y = _mm512_add_epi32(
+                    _mm512_mullo_epi32(
+                        _mm512_srli_epi32::<20>(slot),
+                        _mm512_srl_epi32(x[i], shift),
+                    ),
+                    _mm512_and_si512(_mm512_srli_epi32::<8>(slot), offset),
+                );
+                let wants = _mm512_cmplt_epu32_mask(y, lower);
+                let next =
+                    _mm512_cvtepu16_epi32(_mm256_loadu_si256(words.as_ptr().add(at).cast()));
+                let dealt = _mm512_maskz_expand_epi32(wants, next);
+                x[i] = _mm512_mask_or_epi32(y, wants, _mm512_slli_epi32::<16>(y), dealt);
+                at += 2 * wants.count_ones() as usize;
+            }
+            done += LANES;
+        }
+        for (i, x) in x.iter().enumerate() {
+            _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *x);
+        }
+    }
+    (at, done)
+}
