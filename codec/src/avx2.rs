@@ -24,7 +24,7 @@ use std::arch::x86_64::{
 use crate::{
     bits::BitReader,
     context::{Exponent, Window},
-    passes::{GROUP, Spread},
+    passes::{self, GROUP, Spread},
     rans::{LANES, LOWER, Stream},
     strip::moved,
     tables::TableSet,
@@ -688,4 +688,19 @@ fn low16(word: u64) -> u16 {
 #[inline(always)]
 fn low32(word: u64) -> u32 {
     word as u32
+}
+
+/// [`passes::measure_plainly`] by this CPU's vectors.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx2,popcnt,bmi1")]
+pub(crate) unsafe fn measure<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    exponent: Exponent,
+    mantissa: u32,
+    float: bool,
+) -> (usize, f32) {
+    passes::measure_plainly::<W>(target, prediction, exponent, mantissa, float)
 }

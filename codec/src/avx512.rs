@@ -7,7 +7,7 @@
 use std::arch::x86_64::{
     __m512i, _mm_cvtsi32_si128, _mm_storeu_si128, _mm256_castsi256_si128,
     _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_min_epu8, _mm256_set1_epi8,
-    _mm256_storeu_si256, _mm256_subs_epu8, _mm512_add_epi32, _mm512_and_si512,
+    _mm256_subs_epu8, _mm512_add_epi32, _mm512_and_si512,
     _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi8, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
     _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_mask_or_epi32, _mm512_maskz_expand_epi32,
     _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi32, _mm512_sll_epi32, _mm512_slli_epi32,
@@ -16,6 +16,8 @@ use std::arch::x86_64::{
 
 use crate::{
     avx2::MARGIN,
+    context::Exponent,
+    passes,
     rans::LANES,
     tables::TableSet,
 };
@@ -26,6 +28,7 @@ pub(crate) fn available() -> bool {
     std::arch::is_x86_feature_detected!("avx512f")
         && std::arch::is_x86_feature_detected!("avx512bw")
         && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512dq")
         && std::arch::is_x86_feature_detected!("avx512vbmi2")
         && std::arch::is_x86_feature_detected!("popcnt")
         && std::arch::is_x86_feature_detected!("bmi1")
@@ -34,8 +37,8 @@ pub(crate) fn available() -> bool {
 /// Decodes groups while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
 ///
 /// # Safety
-/// The CPU has AVX-512 F, BW, VL and POPCNT.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt,bmi1")]
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi1")]
 pub(crate) unsafe fn groups(
     states: &mut [u32; LANES],
     words: &[u8],
@@ -99,4 +102,19 @@ pub(crate) unsafe fn groups(
         }
     }
     (at, done)
+}
+
+/// [`passes::measure_plainly`] by this CPU's vectors.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi1")]
+pub(crate) unsafe fn measure<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    exponent: Exponent,
+    mantissa: u32,
+    float: bool,
+) -> (usize, f32) {
+    passes::measure_plainly::<W>(target, prediction, exponent, mantissa, float)
 }

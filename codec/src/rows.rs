@@ -32,8 +32,12 @@ pub(crate) struct Row {
     runs: Vec<(u16, usize)>,
     /// Changed words for each in `changes`.
     weight: u32,
+    /// Words of a row in which changes are not rare, whose mean says enough; 0 where the scale is to be searched.
+    dense: usize,
     /// The scale by the mean update.
     pub(crate) mean: i16,
+    /// Changed words.
+    pub(crate) changed: usize,
 }
 
 /// Buffers of [`Row::fill`].
@@ -41,6 +45,8 @@ pub(crate) struct Row {
 pub(crate) struct Counter {
     /// Words of a row that are looked at, about.
     looks: usize,
+    /// Rows of many changes get the scale of their mean.
+    by_mean: bool,
     /// Unchanged words of each exponent, in two parts.
     counts: Box<[[u32; KEYS]; 2]>,
     exponents: Vec<u16>,
@@ -60,6 +66,7 @@ impl Counter {
                 Effort::Default => 1024,
                 Effort::Max => usize::MAX,
             },
+            by_mean: effort != Effort::Max,
             counts: Box::new([[0; KEYS]; 2]),
             exponents: Vec::new(),
             all: Vec::new(),
@@ -96,6 +103,8 @@ impl Row {
         self.changes.clear();
         self.runs.clear();
         self.weight = 1;
+        self.dense = 0;
+        self.changed = 0;
         self.mean = UNCHANGED;
         if target == prediction {
             return false;
@@ -105,6 +114,7 @@ impl Row {
         let cap = if float { 1u64 << mantissa } else { 1 << 40 };
         let Counter {
             looks,
+            by_mean,
             counts,
             exponents,
             all,
@@ -138,7 +148,11 @@ impl Row {
             }
         }
         let changes: usize = moved.iter().map(|m| m.count_ones() as usize).sum();
-        let rare = changes * 8 < words;
+        self.changed = changes;
+        let rare = is_rare(changes, words);
+        if *by_mean && !rare && classes.is_empty() {
+            self.dense = words;
+        }
         all.clear();
         all.resize(words + 1, (0, 0));
         let list = all.as_mut_slice();
@@ -292,6 +306,9 @@ impl Row {
         if self.mean == UNCHANGED {
             return UNCHANGED;
         }
+        if self.dense > 0 {
+            return settled(self.mean, self.dense, model);
+        }
         let cost = |scale: i32| self.cost(scale, lengths) + model.cost(scale);
         let mut best = i32::from(self.mean);
         let mut least = cost(best);
@@ -340,6 +357,57 @@ impl Row {
             }
         }
     }
+}
+
+/// Whether so few words of a row changed that each counts.
+fn is_rare(changed: usize, words: usize) -> bool {
+    changed * 8 < words
+}
+
+/// The scale of a row of many changes: that of the mean update, or the row's before where that costs less.
+pub(crate) fn settled(mean: i16, words: usize, model: &Model) -> i16 {
+    let scale = i32::from(mean);
+    let Some(last) = model.last() else {
+        return mean;
+    };
+    // A distribution that is off by a factor of 2^(steps/4) costs about this much a word.
+    let off = |steps: i32| 0.02 * (steps * steps) as f32 * words as f32;
+    let stay = off(scale - last) + model.cost(last);
+    if stay < model.cost(scale) {
+        i16::try_from(last).unwrap_or(mean)
+    } else {
+        mean
+    }
+}
+
+/// What one look at a row says.
+pub(crate) enum Glance {
+    /// Nothing changed.
+    Same,
+    /// Few words changed, so many: the row's scale is to be searched.
+    Rare(usize),
+    /// Many changed, so many; the scale by the mean update.
+    Dense(usize, i16),
+}
+
+/// Looks at a row of words of two or four bytes.
+pub(crate) fn glance<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    exponent: Exponent,
+    mantissa: u32,
+    float: bool,
+) -> Glance {
+    let words = target.len().min(prediction.len()) / W;
+    let (changed, sum) = passes::measure::<W>(target, prediction, exponent, mantissa, float);
+    if changed == 0 {
+        return Glance::Same;
+    }
+    if is_rare(changed, words) {
+        return Glance::Rare(changed);
+    }
+    let mean = scales::quantise(f64::from(sum) / words as f64);
+    Glance::Dense(changed, mean.saturating_add(passes::BIAS * 4))
 }
 
 #[expect(
