@@ -153,8 +153,9 @@ impl Row {
         if *by_mean && !rare && classes.is_empty() {
             self.dense = words;
         }
-        all.clear();
-        all.resize(words + 1, (0, 0));
+        if all.len() < words + 1 {
+            all.resize(words + 1, (0, 0));
+        }
         let list = all.as_mut_slice();
         let lowest = exponents.iter().fold(u16::MAX, |a, e| a.min(*e));
         let highest = exponents.iter().fold(0, |a, e| a.max(*e));
@@ -163,7 +164,7 @@ impl Row {
             usize::from(highest) & (KEYS - 1),
         );
         // Groups of words spread over the row stand for all of it; where changes are rare fewer will do, for all changes count.
-        let looks = if rare { *looks / 4 } else { *looks };
+        let looks = if rare { *looks / 8 } else { *looks };
         let step = (groups / (looks / GROUP).max(1)).max(1);
         let (mut seen, mut found) = (0usize, 0usize);
         for group in (0..groups).step_by(step) {
@@ -198,7 +199,7 @@ impl Row {
                 }
             }
         }
-        all.truncate(found);
+        let all = &all[..found];
         let [even, odd] = &mut **counts;
         for (e, (a, b)) in even
             .iter_mut()
@@ -285,7 +286,7 @@ impl Row {
             .iter()
             .map(|(key, n)| {
                 let (class, e) = self.split(*key);
-                u64::from(*n) * u64::from(lengths.of(class, scale, e)[0])
+                u64::from(*n) * u64::from(lengths.still(class, scale, e))
             })
             .sum();
         let changes: u64 = self

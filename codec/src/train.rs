@@ -432,12 +432,14 @@ fn rounded(x: f64) -> u16 {
 pub(crate) struct Lengths {
     first: i32,
     bits: Vec<[u16; TOKENS]>,
+    /// Those of token 0 alone, near each other.
+    still: Vec<u16>,
 }
 
 impl Lengths {
     pub(crate) fn new(set: &TableSet) -> Self {
-        let whole = f64::from(1u32 << set.precision());
-        let bits = set
+        let whole = f64::from(set.precision());
+        let bits: Vec<[u16; TOKENS]> = set
             .maps()
             .as_flattened()
             .iter()
@@ -448,9 +450,9 @@ impl Lengths {
                     std::array::from_fn(|t| {
                         let f = intervals[t].frequency;
                         let bits = if f > 0 {
-                            (whole / f64::from(f)).log2()
+                            whole - bits_of(f)
                         } else {
-                            (whole / f64::from(intervals[0].frequency.max(1))).log2() + PATCH_BITS
+                            whole - bits_of(intervals[0].frequency.max(1)) + PATCH_BITS
                         };
                         rounded_bits(bits * 64.0)
                     })
@@ -459,8 +461,15 @@ impl Lengths {
             .collect();
         Self {
             first: set.first(),
+            still: bits.iter().map(|bits| bits[0]).collect(),
             bits,
         }
+    }
+
+    /// The length of token 0, as [`Self::of`] has it.
+    #[inline(always)]
+    pub(crate) fn still(&self, layer: usize, scale: i32, exponent: i32) -> u16 {
+        self.still[layer * CONTEXTS + crate::context::context(scale, exponent, self.first)]
     }
 
     /// The lengths of all tokens for a weight of `exponent` in a row of `scale`, by the weight's layer.

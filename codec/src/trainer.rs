@@ -25,7 +25,7 @@ pub(crate) fn table_limit(effort: Effort) -> usize {
 pub(crate) fn sample_words(effort: Effort) -> usize {
     match effort {
         Effort::Fast => 1 << 13,
-        Effort::Default => 1 << 14,
+        Effort::Default => 1 << 15,
         Effort::Max => 1 << 18,
     }
 }
