@@ -5,21 +5,15 @@
 //! input makes them read or write outside.
 
 use std::arch::x86_64::{
-    __m512i, _mm_cvtsi32_si128, _mm_storeu_si128, _mm256_castsi256_si128,
-    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_min_epu8, _mm256_set1_epi8,
-    _mm256_subs_epu8, _mm512_add_epi32, _mm512_and_si512,
-    _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi8, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
-    _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_mask_or_epi32, _mm512_maskz_expand_epi32,
-    _mm512_mullo_epi32, _mm512_or_si512, _mm512_set1_epi32, _mm512_sll_epi32, _mm512_slli_epi32,
-    _mm512_srl_epi32, _mm512_srli_epi32, _mm512_storeu_si512,
+    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_min_epu8, _mm256_set1_epi8, _mm256_storeu_si256, _mm256_subs_epu8, _mm512_add_epi32, _mm512_and_si512, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_epi8, _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvtepu8_epi32, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_testn_epi32_mask,
 };
 
 use crate::{
     avx2::MARGIN,
     context::Exponent,
     passes,
-    rans::LANES,
-    tables::TableSet,
+    rans::{AHEAD, LANES},
+    tables::{TOKENS, TableSet},
 };
 
 /// Whether this CPU has what the functions here need.
@@ -102,6 +96,109 @@ pub(crate) unsafe fn groups(
         }
     }
     (at, done)
+}
+
+/// Codes whole groups of [`LANES`] tokens from the last to the first, as `rans::encode` does; returns how many tokens are left to do:
+/// all, where the slices are not as they should be. Words are written up to `at` and before it, and as many before those that
+/// count as a vector holds.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi1")]
+pub(crate) unsafe fn encode(
+    states: &mut [u32; LANES],
+    tables: &[u8],
+    tokens: &[u8],
+    set: &TableSet,
+    words: &mut [u16],
+    at: &mut usize,
+    missing: &mut Vec<u32>,
+) -> usize {
+    let precision = set.precision();
+    let codes = set.codes();
+    let last = set.tables().wrapping_sub(1);
+    let count = tables.len();
+    if set.tables() == 0
+        || codes.len() < set.tables() * TOKENS
+        || !count.is_multiple_of(LANES)
+        || tokens.len() != count
+        || *at < count + AHEAD / 2
+        || words.len() <= *at
+    {
+        return count;
+    }
+    // SAFETY: tables are cut to those of the set, whose codes are all there; at most one word a token is counted, so that sixteen
+    // words up to `at` are inside `words` until all tokens are done.
+    unsafe {
+        let mut x: [__m512i; 2] =
+            std::array::from_fn(|i| _mm512_loadu_si512(states.as_ptr().add(16 * i).cast()));
+        let one = _mm_set1_epi8(1);
+        let most = _mm_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
+        let low = _mm512_set1_epi32(0xffff);
+        let up = _mm_cvtsi32_si128((32 - precision).cast_signed());
+        let shift = _mm_cvtsi32_si128(precision.cast_signed());
+        let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let mut from = count;
+        while from > 0 {
+            from -= LANES;
+            for i in [1, 0] {
+                let first = from + 16 * i;
+                let t = _mm_loadu_si128(tables.as_ptr().add(first).cast());
+                let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
+                let base = _mm512_slli_epi32::<8>(_mm512_cvtepu8_epi32(t));
+                let token = _mm_loadu_si128(tokens.as_ptr().add(first).cast());
+                let index = _mm512_or_si512(base, _mm512_cvtepu8_epi32(token));
+                let mut code = _mm512_i32gather_epi32::<4>(index, codes.as_ptr().cast());
+                let none = _mm512_testn_epi32_mask(code, low);
+                if none != 0 {
+                    // Coded as 0, and patched.
+                    code =
+                        _mm512_mask_i32gather_epi32::<4>(code, none, base, codes.as_ptr().cast());
+                    let mut rest = none;
+                    while rest != 0 {
+                        let lane = 15 - rest.leading_zeros() as usize;
+                        rest ^= 1 << lane;
+                        missing.push(u32::try_from(first + lane).unwrap_or(u32::MAX));
+                    }
+                }
+                let frequency = _mm512_and_si512(code, low);
+                let full = _mm512_cmpge_epu32_mask(x[i], _mm512_sll_epi32(frequency, up));
+                // The words that leave, the last one at `at`.
+                let n = full.count_ones();
+                let leaving = _mm512_maskz_compress_epi32(full, x[i]);
+                let turn = _mm512_add_epi32(places, _mm512_set1_epi32(n.cast_signed()));
+                let leaving = _mm512_permutexvar_epi32(turn, leaving);
+                _mm256_storeu_si256(
+                    words.as_mut_ptr().add(*at - 15).cast(),
+                    _mm512_cvtepi32_epi16(leaving),
+                );
+                *at -= n as usize;
+                let y = _mm512_mask_srli_epi32::<16>(x[i], full, x[i]);
+                // The quotient is below 2^23, so that it is off by one at most.
+                let q = quotient(y, frequency);
+                let r = _mm512_sub_epi32(y, _mm512_mullo_epi32(q, frequency));
+                let over = _mm512_cmplt_epi32_mask(r, _mm512_setzero_si512());
+                let q = _mm512_mask_sub_epi32(q, over, q, _mm512_set1_epi32(1));
+                let r = _mm512_mask_add_epi32(r, over, r, frequency);
+                let under = _mm512_cmpge_epi32_mask(r, frequency);
+                let q = _mm512_mask_add_epi32(q, under, q, _mm512_set1_epi32(1));
+                let r = _mm512_mask_sub_epi32(r, under, r, frequency);
+                let start = _mm512_srli_epi32::<16>(code);
+                x[i] = _mm512_add_epi32(_mm512_sll_epi32(q, shift), _mm512_add_epi32(r, start));
+            }
+        }
+        for (i, x) in x.iter().enumerate() {
+            _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *x);
+        }
+    }
+    0
+}
+
+/// About `a / b`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn quotient(a: __m512i, b: __m512i) -> __m512i {
+    _mm512_cvttps_epu32(_mm512_div_ps(_mm512_cvtepu32_ps(a), _mm512_cvtepu32_ps(b)))
 }
 
 /// [`passes::measure_plainly`] by this CPU's vectors.

@@ -539,9 +539,12 @@ impl<'a> TensorEncoder<'a> {
                     .zip(base.as_chunks::<W>().0);
                 pairs.map(|(t, b)| u64::from(t != b)).sum()
             };
-            changed = match a.predictor.adjust {
-                Adjust::None => differing(&prediction.words),
-                _ => differing(&a.base_words(words.clone())?),
+            // Where the base is the prediction, the strips count as they go.
+            let counted = matches!(a.predictor.adjust, Adjust::None) && self.tables.is_some();
+            changed = if counted {
+                0
+            } else {
+                differing(&a.base_words(words.clone())?)
             };
             if *prediction.words == *target {
                 out.push(Method::Same as u8);
@@ -565,7 +568,7 @@ impl<'a> TensorEncoder<'a> {
                     let to = words.len().min(from + self.strip);
                     strip.clear();
                     let bytes = from * W..to * W;
-                    strip::encode::<W>(
+                    let moved = strip::encode::<W>(
                         &plan,
                         words.start + from..words.start + to,
                         &target[bytes.clone()],
@@ -574,6 +577,9 @@ impl<'a> TensorEncoder<'a> {
                         scratch,
                         &mut strip,
                     );
+                    if counted {
+                        changed += moved as u64;
+                    }
                     put_varint(out, strip.len() as u64);
                     out.extend_from_slice(&strip);
                 }

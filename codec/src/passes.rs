@@ -116,30 +116,33 @@ pub(crate) fn measure_plainly<const W: usize>(
     let sign = if float { u32::MAX } else { 0 };
     let mut sums = [0f32; SUMS];
     let mut counts = [0u32; SUMS];
-    let (pairs, ends) = (
-        target
-            .as_chunks::<W>()
-            .0
-            .chunks(SUMS)
-            .zip(prediction.as_chunks::<W>().0.chunks(SUMS)),
-        32 - 8 * W.min(4) as u32,
-    );
-    for (t, p) in pairs {
-        let n = t.len().min(p.len());
-        let (mut a, mut b) = ([0u32; SUMS], [0u32; SUMS]);
-        for i in 0..n {
-            (a[i], b[i]) = (word32(&t[i]), word32(&p[i]));
-        }
+    let ends = 8 * u32::try_from(4usize.saturating_sub(W)).unwrap_or(0);
+    let mut add = |t: &[[u8; W]; SUMS], p: &[[u8; W]; SUMS]| {
         for i in 0..SUMS {
+            let (t, p) = (word32(&t[i]), word32(&p[i]));
+            counts[i] += u32::from(t != p);
+            let e = (p >> shift & mask).clamp(1, LARGEST);
             // In the upper bits, where the wrapping difference is signed.
-            let (t, p) = (a[i] << ends, b[i] << ends);
+            let (t, p) = (t << ends, p << ends);
             let below = |x: u32| x ^ ((x.cast_signed() >> 31).cast_unsigned() >> 1 & sign);
             let d = (below(t).wrapping_sub(below(p))).cast_signed() >> ends;
             let size = d.unsigned_abs().min(most);
-            let e = (b[i] >> shift & mask).clamp(1, LARGEST);
             sums[i] += small(size) * f32::from_bits(e << 23);
-            counts[i] += u32::from(a[i] != b[i]);
         }
+    };
+    let (target, prediction) = (target.as_chunks::<W>().0, prediction.as_chunks::<W>().0);
+    let n = target.len().min(prediction.len());
+    let (t, more) = target[..n].as_chunks::<SUMS>();
+    let (p, other) = prediction[..n].as_chunks::<SUMS>();
+    for (t, p) in t.iter().zip(p) {
+        add(t, p);
+    }
+    if !more.is_empty() {
+        // Words that are the same on both sides add nothing.
+        let (mut t, mut p) = ([[0; W]; SUMS], [[0; W]; SUMS]);
+        t[..more.len()].copy_from_slice(more);
+        p[..other.len()].copy_from_slice(other);
+        add(&t, &p);
     }
     let sum = sums.iter().fold(0.0, |all, sum| all + sum);
     (counts.iter().sum::<u32>() as usize, sum)

@@ -14,6 +14,9 @@ pub(crate) const LOWER: u32 = 1 << 16;
 /// Most lanes.
 pub(crate) const LANES: usize = 32;
 
+/// Room before the words that encoders may write to.
+pub(crate) const AHEAD: usize = 32;
+
 /// Appends states and words of `tokens`, coded with the tables numbered in `tables` (from 1), in `lanes` lanes. Tokens
 /// without a frequency are coded as 0 and their numbers put in `missing`, the last one first.
 pub(crate) fn encode(
@@ -31,12 +34,13 @@ pub(crate) fn encode(
     let shift = 32 - set.precision();
     let count = tables.len().min(tokens.len());
     let (tables, tokens) = (&tables[..count], &tokens[..count]);
-    // A token takes at most `precision` bits: less than one word.
-    if words.len() < count + 1 {
-        words.resize(count + 1, 0);
+    // A token takes at most `precision` bits: less than one word. Vectors write some before those that count.
+    let end = count + AHEAD;
+    if words.len() < end + 1 {
+        words.resize(end + 1, 0);
     }
-    let mut at = count;
-    let mut step = |state: &mut u32, i: usize| {
+    let mut at = end;
+    let step = |state: &mut u32, i: usize, at: &mut usize, words: &mut [u16], missing: &mut Vec<u32>| {
         let intervals = set.intervals(tables[i]);
         let mut interval = &intervals[usize::from(tokens[i])];
         if interval.frequency == 0 {
@@ -46,8 +50,8 @@ pub(crate) fn encode(
         let x = *state;
         let full = u64::from(x) >= u64::from(interval.frequency) << shift;
         // The word is written whether needed or not, and kept by moving the mark: no branch to mispredict.
-        words[at] = low(x);
-        at -= usize::from(full);
+        words[*at] = low(x);
+        *at -= usize::from(full);
         let x = x >> (16 * u32::from(full));
         let q = high(u128::from(x) * u128::from(interval.reciprocal));
         *state = x
@@ -57,8 +61,17 @@ pub(crate) fn encode(
     // From the last token to the first; lanes follow.
     let whole = count / lanes * lanes;
     for i in (whole..count).rev() {
-        step(&mut states[(i - whole) & 31], i);
+        step(&mut states[(i - whole) & 31], i, &mut at, words, missing);
     }
+    #[cfg(target_arch = "x86_64")]
+    let whole = if lanes == LANES && crate::avx512::available() {
+        let (tables, tokens) = (&tables[..whole], &tokens[..whole]);
+        // SAFETY: the CPU has AVX-512.
+        unsafe { crate::avx512::encode(&mut states, tables, tokens, set, words, &mut at, missing) }
+    } else {
+        whole
+    };
+    let mut step = |state: &mut u32, i: usize| step(state, i, &mut at, words, missing);
     for group in (0..whole / lanes).rev() {
         for (lane, state) in states[..lanes].iter_mut().enumerate().rev() {
             step(state, group * lanes + lane);
@@ -67,7 +80,7 @@ pub(crate) fn encode(
     for state in &states[..lanes] {
         out.extend_from_slice(&state.to_le_bytes());
     }
-    let words = &words[at + 1..=count];
+    let words = &words[at + 1..=end];
     out.reserve(2 * words.len());
     for word in words {
         out.extend_from_slice(&word.to_le_bytes());

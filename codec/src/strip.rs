@@ -159,7 +159,7 @@ fn take_sides(plan: &Plan<'_>, tables: &mut [u8], sides: &mut Vec<u8>) {
 }
 
 /// Appends the words `words` of a tensor as a strip. `target` and `prediction` hold just these words, `classes` those of a
-/// low-rank prediction, or nothing.
+/// low-rank prediction, or nothing. Returns how many words differ from their prediction.
 pub(crate) fn encode<const W: usize>(
     plan: &Plan<'_>,
     words: Range<usize>,
@@ -168,7 +168,7 @@ pub(crate) fn encode<const W: usize>(
     classes: &[Class],
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
-) {
+) -> usize {
     let count = words.len();
     let Scratch {
         tables,
@@ -266,6 +266,7 @@ pub(crate) fn encode<const W: usize>(
     out.extend_from_slice(coder_bytes);
     out.extend_from_slice(bytes);
     out.extend_from_slice(side);
+    changed.iter().map(|m| m.count_ones() as usize).sum()
 }
 
 /// Calls `each` with the places in the strip of coded words, whose numbers descend.
