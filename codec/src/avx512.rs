@@ -5,13 +5,13 @@
 //! input makes them read or write outside.
 
 use std::arch::x86_64::{
-    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_min_epu8, _mm256_set1_epi8, _mm256_storeu_si256, _mm256_subs_epu8, _mm512_add_epi32, _mm512_and_si512, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_epi8, _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvtepu8_epi32, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_testn_epi32_mask,
+    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_min_epu8, _mm256_set1_epi8, _mm256_storeu_si256, _mm256_subs_epu8, _mm512_abs_epi32, _mm512_add_epi32, _mm512_and_si512, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_epi8, _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvtepu8_epi32, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
 };
 
 use crate::{
     avx2::MARGIN,
     context::Exponent,
-    passes,
+    passes::{self, GROUP},
     rans::{AHEAD, LANES},
     tables::{TOKENS, TableSet},
 };
@@ -23,6 +23,7 @@ pub(crate) fn available() -> bool {
         && std::arch::is_x86_feature_detected!("avx512bw")
         && std::arch::is_x86_feature_detected!("avx512vl")
         && std::arch::is_x86_feature_detected!("avx512dq")
+        && std::arch::is_x86_feature_detected!("avx512cd")
         && std::arch::is_x86_feature_detected!("avx512vbmi2")
         && std::arch::is_x86_feature_detected!("popcnt")
         && std::arch::is_x86_feature_detected!("bmi1")
@@ -32,7 +33,7 @@ pub(crate) fn available() -> bool {
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
 pub(crate) unsafe fn groups(
     states: &mut [u32; LANES],
     words: &[u8],
@@ -67,18 +68,19 @@ pub(crate) unsafe fn groups(
             let t = _mm256_loadu_si256(tables.as_ptr().add(done).cast());
             let t = _mm256_min_epu8(_mm256_subs_epu8(t, one), most);
             let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
-            for i in 0..2 {
-                let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(halves[i]), shift);
-                let index = _mm512_or_si512(table, _mm512_and_si512(x[i], low));
+            macro_rules! half {
+                ($i:literal) => {
+                let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(halves[$i]), shift);
+                let index = _mm512_or_si512(table, _mm512_and_si512(x[$i], low));
                 let slot = _mm512_i32gather_epi32::<4>(index, source.cast());
                 _mm_storeu_si128(
-                    tokens.as_mut_ptr().add(done + 16 * i).cast(),
+                    tokens.as_mut_ptr().add(done + 16 * $i).cast(),
                     _mm512_cvtepi32_epi8(slot),
                 );
                 let y = _mm512_add_epi32(
                     _mm512_mullo_epi32(
                         _mm512_srli_epi32::<20>(slot),
-                        _mm512_srl_epi32(x[i], shift),
+                        _mm512_srl_epi32(x[$i], shift),
                     ),
                     _mm512_and_si512(_mm512_srli_epi32::<8>(slot), offset),
                 );
@@ -86,9 +88,12 @@ pub(crate) unsafe fn groups(
                 let next =
                     _mm512_cvtepu16_epi32(_mm256_loadu_si256(words.as_ptr().add(at).cast()));
                 let dealt = _mm512_maskz_expand_epi32(wants, next);
-                x[i] = _mm512_mask_or_epi32(y, wants, _mm512_slli_epi32::<16>(y), dealt);
+                x[$i] = _mm512_mask_or_epi32(y, wants, _mm512_slli_epi32::<16>(y), dealt);
                 at += 2 * wants.count_ones() as usize;
+                };
             }
+            half!(0);
+            half!(1);
             done += LANES;
         }
         for (i, x) in x.iter().enumerate() {
@@ -104,7 +109,7 @@ pub(crate) unsafe fn groups(
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
 pub(crate) unsafe fn encode(
     states: &mut [u32; LANES],
     tables: &[u8],
@@ -118,7 +123,8 @@ pub(crate) unsafe fn encode(
     let codes = set.codes();
     let last = set.tables().wrapping_sub(1);
     let count = tables.len();
-    if set.tables() == 0
+    if !(10..=12).contains(&precision)
+        || set.tables() == 0
         || codes.len() < set.tables() * TOKENS
         || !count.is_multiple_of(LANES)
         || tokens.len() != count
@@ -138,11 +144,13 @@ pub(crate) unsafe fn encode(
         let up = _mm_cvtsi32_si128((32 - precision).cast_signed());
         let shift = _mm_cvtsi32_si128(precision.cast_signed());
         let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let ones = _mm512_set1_ps(1.0);
         let mut from = count;
         while from > 0 {
             from -= LANES;
-            for i in [1, 0] {
-                let first = from + 16 * i;
+            macro_rules! half {
+                ($i:literal) => {
+                let first = from + 16 * $i;
                 let t = _mm_loadu_si128(tables.as_ptr().add(first).cast());
                 let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
                 let base = _mm512_slli_epi32::<8>(_mm512_cvtepu8_epi32(t));
@@ -162,10 +170,10 @@ pub(crate) unsafe fn encode(
                     }
                 }
                 let frequency = _mm512_and_si512(code, low);
-                let full = _mm512_cmpge_epu32_mask(x[i], _mm512_sll_epi32(frequency, up));
+                let full = _mm512_cmpge_epu32_mask(x[$i], _mm512_sll_epi32(frequency, up));
                 // The words that leave, the last one at `at`.
                 let n = full.count_ones();
-                let leaving = _mm512_maskz_compress_epi32(full, x[i]);
+                let leaving = _mm512_maskz_compress_epi32(full, x[$i]);
                 let turn = _mm512_add_epi32(places, _mm512_set1_epi32(n.cast_signed()));
                 let leaving = _mm512_permutexvar_epi32(turn, leaving);
                 _mm256_storeu_si256(
@@ -173,9 +181,10 @@ pub(crate) unsafe fn encode(
                     _mm512_cvtepi32_epi16(leaving),
                 );
                 *at -= n as usize;
-                let y = _mm512_mask_srli_epi32::<16>(x[i], full, x[i]);
-                // The quotient is below 2^23, so that it is off by one at most.
-                let q = quotient(y, frequency);
+                let y = _mm512_mask_srli_epi32::<16>(x[$i], full, x[$i]);
+                // Below 2^22 and so off by one at most. The reciprocal does not wait for the state.
+                let inverse = _mm512_div_ps(ones, _mm512_cvtepu32_ps(frequency));
+                let q = _mm512_cvttps_epu32(_mm512_mul_ps(_mm512_cvtepu32_ps(y), inverse));
                 let r = _mm512_sub_epi32(y, _mm512_mullo_epi32(q, frequency));
                 let over = _mm512_cmplt_epi32_mask(r, _mm512_setzero_si512());
                 let q = _mm512_mask_sub_epi32(q, over, q, _mm512_set1_epi32(1));
@@ -184,8 +193,11 @@ pub(crate) unsafe fn encode(
                 let q = _mm512_mask_add_epi32(q, under, q, _mm512_set1_epi32(1));
                 let r = _mm512_mask_sub_epi32(r, under, r, frequency);
                 let start = _mm512_srli_epi32::<16>(code);
-                x[i] = _mm512_add_epi32(_mm512_sll_epi32(q, shift), _mm512_add_epi32(r, start));
+                x[$i] = _mm512_add_epi32(_mm512_sll_epi32(q, shift), _mm512_add_epi32(r, start));
+                };
             }
+            half!(1);
+            half!(0);
         }
         for (i, x) in x.iter().enumerate() {
             _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *x);
@@ -194,18 +206,107 @@ pub(crate) unsafe fn encode(
     0
 }
 
-/// About `a / b`.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn quotient(a: __m512i, b: __m512i) -> __m512i {
-    _mm512_cvttps_epu32(_mm512_div_ps(_mm512_cvtepu32_ps(a), _mm512_cvtepu32_ps(b)))
+/// The tokens of whole groups of words of two or four bytes, and which of them changed and have raw bits: as `passes::tokens`,
+/// but with the tokens of those too. The magnitudes of coded words with raw bits are appended to `sizes`.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
+pub(crate) unsafe fn tokens<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    float: bool,
+    masks: &[u32],
+    tokens: &mut [u8],
+    found: (&mut Vec<u32>, &mut Vec<u32>, &mut Vec<u32>),
+) {
+    let (changed, wide, sizes) = found;
+    let groups = ((target.len().min(prediction.len()) / W).min(tokens.len()) / GROUP).min(masks.len());
+    let (log, sub) = crate::token::shape(W);
+    let (log, sub) = (log.cast_signed(), sub.cast_signed());
+    let zero = _mm512_setzero_si512();
+    // Two bytes are taken to the upper half, where their difference wraps as it should.
+    let flipped = _mm512_set1_epi32(match (float, W) {
+        (false, _) => 0,
+        (true, 2) => 0x7fff_0000,
+        _ => i32::MAX,
+    });
+    let order = |x| _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi32::<31>(x), flipped));
+    let direct = _mm512_set1_epi32(1 << log);
+    // 31 - leading zeros is the place of the leading one.
+    let octave = _mm512_set1_epi32(31 - log);
+    let shift = _mm512_set1_epi32(31 - sub);
+    let rest = _mm512_set1_epi32((1 << sub) - 1);
+    let sub_shift = _mm_cvtsi32_si128(sub);
+    let mut count = sizes.len();
+    for (group, mask) in masks[..groups].iter().enumerate() {
+        if sizes.capacity() < count + 2 * GROUP {
+            // SAFETY: all below `count` is written.
+            unsafe { sizes.set_len(count) };
+            sizes.reserve((groups - group) * 8 + 2 * GROUP);
+        }
+        let (mut moved, mut large) = (0u32, 0u32);
+        for half in 0..2usize {
+            let at = group * GROUP + 16 * half;
+            // SAFETY: the group's words and bytes are inside the slices; there is room for sixteen sizes.
+            unsafe {
+                let (t, p) = (
+                    target.as_ptr().add(at * W),
+                    prediction.as_ptr().add(at * W),
+                );
+                let d = if W == 2 {
+                    let load = |from: *const u8| {
+                        _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
+                            from.cast(),
+                        )))
+                    };
+                    _mm512_srai_epi32::<16>(_mm512_sub_epi32(order(load(t)), order(load(p))))
+                } else {
+                    _mm512_sub_epi32(
+                        order(_mm512_loadu_si512(t.cast())),
+                        order(_mm512_loadu_si512(p.cast())),
+                    )
+                };
+                let size = _mm512_abs_epi32(d);
+                let different = _mm512_test_epi32_mask(d, d);
+                let long = _mm512_cmpge_epu32_mask(size, direct);
+                // No branch: that there is none of these is as good as random.
+                let zeros = _mm512_lzcnt_epi32(size);
+                let bucket = _mm512_sll_epi32(_mm512_sub_epi32(octave, zeros), sub_shift);
+                let next = _mm512_and_si512(
+                    _mm512_srlv_epi32(size, _mm512_sub_epi32(shift, zeros)),
+                    rest,
+                );
+                let far = _mm512_add_epi32(direct, _mm512_add_epi32(bucket, next));
+                let negative = _mm512_cmplt_epi32_mask(d, zero);
+                let far = _mm512_mask_sub_epi32(far, negative, zero, far);
+                let token = _mm512_mask_mov_epi32(d, long, far);
+                let kept = long & u16::try_from(mask >> (16 * half) & 0xffff).unwrap_or(0);
+                _mm512_storeu_si512(
+                    sizes.as_mut_ptr().add(count).cast(),
+                    _mm512_maskz_compress_epi32(kept, size),
+                );
+                count += kept.count_ones() as usize;
+                _mm_storeu_si128(
+                    tokens.as_mut_ptr().add(at).cast(),
+                    _mm512_cvtepi32_epi8(token),
+                );
+                moved |= u32::from(different) << (16 * half);
+                large |= u32::from(long) << (16 * half);
+            }
+        }
+        changed.push(moved);
+        wide.push(large);
+    }
+    // SAFETY: all below `count` is written.
+    unsafe { sizes.set_len(count) };
 }
 
 /// [`passes::measure_plainly`] by this CPU's vectors.
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
 pub(crate) unsafe fn measure<const W: usize>(
     target: &[u8],
     prediction: &[u8],

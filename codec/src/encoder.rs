@@ -2,8 +2,8 @@
 
 use std::{
     borrow::Cow,
-    ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    ops::{Deref, Range},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use rayon::prelude::*;
@@ -167,18 +167,34 @@ impl<'a> Analysis<'a> {
     /// Rows of about `words` words in all, spread evenly.
     pub(crate) fn sample(&self, words: usize, effort: Effort) -> Result<Sample, CodecError> {
         let rows = self.geometry.rows();
-        let step = rows
+        let mut step = rows
             .div_ceil((words / self.geometry.row.max(1)).max(1))
             .max(1);
         let mut counter = Counter::new(effort);
-        let rows = (0..rows)
-            .step_by(step)
-            .map(|number| {
-                let mut row = Row::default();
-                self.fill(number, &mut row, &mut counter)?;
-                Ok(row)
-            })
+        let mut look = |number: usize| {
+            let mut row = Row::default();
+            self.fill(number, &mut row, &mut counter)?;
+            Ok(row)
+        };
+        // Every other one first: where rows change all over they say enough.
+        let mut found = (0..rows)
+            .step_by(2 * step)
+            .map(&mut look)
             .collect::<Result<Vec<_>, CodecError>>()?;
+        if effort == Effort::Default && found.iter().all(Row::is_settled) {
+            step *= 2;
+        } else {
+            let others = (step..rows)
+                .step_by(2 * step)
+                .map(look)
+                .collect::<Result<Vec<_>, CodecError>>()?;
+            let mut others = others.into_iter();
+            found = found
+                .into_iter()
+                .flat_map(|row| std::iter::once(row).chain(others.next()))
+                .collect();
+        }
+        let rows = found;
         Ok(Sample {
             rows,
             layers: self.layers(),
@@ -189,7 +205,7 @@ impl<'a> Analysis<'a> {
     /// The scale of every row, and what is known of their changes.
     fn scales(
         &self,
-        lengths: &Lengths,
+        lengths: &(impl Deref<Target = Lengths> + Sync),
         effort: Effort,
         seen: &Seen<'_>,
     ) -> Result<(Vec<i16>, Changes), CodecError> {
@@ -223,7 +239,7 @@ impl<'a> Analysis<'a> {
                             changed += count;
                             rows::settled(mean, self.geometry.row, &model)
                         }
-                        Some(Glance::Rare(_)) | None => {
+                        Some(Glance::Rare) | None => {
                             self.fill(number, &mut row, &mut counter)?;
                             changed += row.changed;
                             if effort == Effort::Fast {
@@ -409,9 +425,9 @@ impl<'a> TensorEncoder<'a> {
         let Some(set) = tables.get() else {
             return Ok(());
         };
-        let (scales, changes) = self
-            .analysis
-            .scales(&Lengths::new(set), options.effort, seen)?;
+        let lengths = LazyLock::new(|| Lengths::new(set));
+        let (scales, changes) = self.analysis.scales(&lengths, options.effort, seen)?;
+        drop(lengths);
         if scales.iter().all(|s| *s == UNCHANGED) {
             return Ok(());
         }

@@ -269,6 +269,45 @@ pub(crate) fn tokens<const W: usize>(
     tokens_from::<W>(target, prediction, float, tokens, changed, wide);
 }
 
+/// As [`tokens`], where this CPU can, but with the tokens of words with raw bits too, and the magnitudes of those of them that
+/// are coded. Returns false where it cannot.
+#[expect(clippy::too_many_arguments, reason = "the outputs of the pass")]
+pub(crate) fn tokens_and_sizes<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    float: bool,
+    masks: &[u32],
+    tokens: &mut Vec<u8>,
+    changed: &mut Vec<u32>,
+    wide: &mut Vec<u32>,
+    sizes: &mut Vec<u32>,
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if (W == 2 || W == 4) && crate::avx512::available() {
+        let words = target.len().min(prediction.len()) / W;
+        tokens.resize(words, 0);
+        changed.clear();
+        wide.clear();
+        sizes.clear();
+        let found = (&mut *changed, &mut *wide, &mut *sizes);
+        // SAFETY: the CPU has AVX-512.
+        unsafe { crate::avx512::tokens::<W>(target, prediction, float, masks, tokens, found) };
+        let first = changed.len() * GROUP;
+        tokens_from::<W>(target, prediction, float, tokens, changed, wide);
+        for i in first..words {
+            let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
+            let d = difference::<W>(order::<W>(t, float), order::<W>(p, float));
+            tokens[i] = token::token::<W>(d);
+            let (group, bit) = (i / GROUP, i % GROUP);
+            if wide[group] & masks.get(group).copied().unwrap_or(0) & 1 << bit != 0 {
+                sizes.push(u32::try_from(d.unsigned_abs()).unwrap_or(0));
+            }
+        }
+        return true;
+    }
+    false
+}
+
 /// As [`tokens`], from the first group that `changed` does not have.
 fn tokens_from<const W: usize>(
     target: &[u8],
@@ -445,6 +484,23 @@ mod tests {
         super::tokens::<W>(&out, bytes, float, &mut t, &mut c, &mut w);
         tokens_from::<W>(&out, bytes, float, &mut t2, &mut c2, &mut w2);
         assert_eq!((&t, &c, &w), (&t2, &c2, &w2));
+        let (mut t3, mut c3, mut w3, mut sizes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        if tokens_and_sizes::<W>(
+            &out, bytes, float, masks, &mut t3, &mut c3, &mut w3, &mut sizes,
+        ) {
+            assert_eq!((&c3, &w3), (&c, &w));
+            let mut expected = Vec::new();
+            for (i, token) in t3.iter().enumerate() {
+                let (t, p) = (load::<W>(&out, i), load::<W>(bytes, i));
+                let d = difference::<W>(order::<W>(t, float), order::<W>(p, float));
+                assert_eq!(*token, token::token::<W>(d));
+                if w[i / GROUP] & masks[i / GROUP] & 1 << (i % GROUP) != 0 {
+                    expected.push(d.unsigned_abs());
+                }
+            }
+            let sizes: Vec<u64> = sizes.iter().map(|s| u64::from(*s)).collect();
+            assert_eq!(sizes, expected);
+        }
         let (mut some, mut some2) = (vec![1], vec![1]);
         select(&t, masks, &mut some);
         select_portably(&t, masks, &mut some2);

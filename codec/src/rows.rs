@@ -233,6 +233,11 @@ impl Row {
         true
     }
 
+    /// Whether the scale is that of the mean, whatever tables there are.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.dense > 0 || self.mean == UNCHANGED
+    }
+
     /// Fills `changes` and `runs`.
     fn sort(&mut self, all: impl Iterator<Item = (u16, u8)> + Clone, starts: &mut [usize]) {
         let (mut lowest, mut highest, mut total) = (KEYS - 1, 0usize, 0);
@@ -385,8 +390,8 @@ pub(crate) fn settled(mean: i16, words: usize, model: &Model) -> i16 {
 pub(crate) enum Glance {
     /// Nothing changed.
     Same,
-    /// Few words changed, so many: the row's scale is to be searched.
-    Rare(usize),
+    /// Few words changed: the row's scale is to be searched.
+    Rare,
     /// Many changed, so many; the scale by the mean update.
     Dense(usize, i16),
 }
@@ -405,7 +410,7 @@ pub(crate) fn glance<const W: usize>(
         return Glance::Same;
     }
     if is_rare(changed, words) {
-        return Glance::Rare(changed);
+        return Glance::Rare;
     }
     let mean = scales::quantise(f64::from(sum) / words as f64);
     Glance::Dense(changed, mean.saturating_add(passes::BIAS * 4))

@@ -51,6 +51,12 @@ pub(crate) fn tables(samples: &[Sample], effort: Effort) -> Option<TableSet> {
     if histogram.total() == 0 {
         return None;
     }
+    // Scales that follow from means need no tables.
+    let rounds = if samples.iter().flat_map(|s| &s.rows).all(Row::is_settled) {
+        0
+    } else {
+        rounds
+    };
     for _ in 0..rounds {
         let set = train::train(&histogram, limit);
         histogram = count(samples, Some(&Lengths::new(&set)));
