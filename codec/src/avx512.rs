@@ -5,14 +5,14 @@
 //! input makes them read or write outside.
 
 use std::arch::x86_64::{
-    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_min_epu8, _mm256_set1_epi8, _mm256_storeu_si256, _mm256_subs_epu8, _mm512_abs_epi32, _mm512_add_epi32, _mm512_and_si512, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_epi8, _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvtepu8_epi32, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
+    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_abs_epi32, _mm512_add_epi32, _mm512_and_si512, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_epi8, _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvtepu8_epi32, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
 };
 
 use crate::{
     avx2::MARGIN,
     context::Exponent,
     passes::{self, GROUP},
-    rans::{AHEAD, LANES},
+    rans::{AHEAD, MOST},
     tables::{TOKENS, TableSet},
 };
 
@@ -29,13 +29,13 @@ pub(crate) fn available() -> bool {
         && std::arch::is_x86_feature_detected!("bmi1")
 }
 
-/// Decodes groups while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
+/// Decodes groups of `L` tokens while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
-pub(crate) unsafe fn groups(
-    states: &mut [u32; LANES],
+pub(crate) unsafe fn groups<const L: usize>(
+    states: &mut [u32; MOST],
     words: &[u8],
     limit: usize,
     tables: &[u8],
@@ -49,28 +49,27 @@ pub(crate) unsafe fn groups(
     if set.tables() == 0 || slots.len() < set.tables() << precision {
         return (0, 0);
     }
-    let count = tables.len().min(tokens.len()) / LANES * LANES;
+    let count = tables.len().min(tokens.len()) / L * L;
     let mut at = 0;
     let mut done = 0;
     // SAFETY: tables are cut to those of the set, whose slots are all there; `at` stays below `limit` before a group, which
-    // leaves MARGIN bytes to read; `done + 32 <= count`, the length of both `tables` and `tokens`.
+    // leaves MARGIN bytes to read; `done + L <= count`, the length of both `tables` and `tokens`.
     unsafe {
-        let mut x: [__m512i; 2] =
+        let mut x: [__m512i; 4] =
             std::array::from_fn(|i| _mm512_loadu_si512(states.as_ptr().add(16 * i).cast()));
-        let one = _mm256_set1_epi8(1);
-        let most = _mm256_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
+        let one = _mm_set1_epi8(1);
+        let most = _mm_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
         let low = _mm512_set1_epi32((1 << precision) - 1);
         let shift = _mm_cvtsi32_si128(precision.cast_signed());
         let offset = _mm512_set1_epi32(0xfff);
         let lower = _mm512_set1_epi32(1 << 16);
         let source = slots.as_ptr();
         while done < count && at < limit {
-            let t = _mm256_loadu_si256(tables.as_ptr().add(done).cast());
-            let t = _mm256_min_epu8(_mm256_subs_epu8(t, one), most);
-            let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
-            macro_rules! half {
+            macro_rules! lanes {
                 ($i:literal) => {
-                let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(halves[$i]), shift);
+                let t = _mm_loadu_si128(tables.as_ptr().add(done + 16 * $i).cast());
+                let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
+                let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(t), shift);
                 let index = _mm512_or_si512(table, _mm512_and_si512(x[$i], low));
                 let slot = _mm512_i32gather_epi32::<4>(index, source.cast());
                 _mm_storeu_si128(
@@ -92,9 +91,13 @@ pub(crate) unsafe fn groups(
                 at += 2 * wants.count_ones() as usize;
                 };
             }
-            half!(0);
-            half!(1);
-            done += LANES;
+            lanes!(0);
+            lanes!(1);
+            if L == MOST {
+                lanes!(2);
+                lanes!(3);
+            }
+            done += L;
         }
         for (i, x) in x.iter().enumerate() {
             _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *x);
@@ -103,15 +106,15 @@ pub(crate) unsafe fn groups(
     (at, done)
 }
 
-/// Codes whole groups of [`LANES`] tokens from the last to the first, as `rans::encode` does; returns how many tokens are left to do:
+/// Codes whole groups of `L` tokens from the last to the first, as `rans::encode` does; returns how many tokens are left to do:
 /// all, where the slices are not as they should be. Words are written up to `at` and before it, and as many before those that
 /// count as a vector holds.
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
-pub(crate) unsafe fn encode(
-    states: &mut [u32; LANES],
+pub(crate) unsafe fn encode<const L: usize>(
+    states: &mut [u32; MOST],
     tables: &[u8],
     tokens: &[u8],
     set: &TableSet,
@@ -126,7 +129,7 @@ pub(crate) unsafe fn encode(
     if !(10..=12).contains(&precision)
         || set.tables() == 0
         || codes.len() < set.tables() * TOKENS
-        || !count.is_multiple_of(LANES)
+        || !count.is_multiple_of(L)
         || tokens.len() != count
         || *at < count + AHEAD / 2
         || words.len() <= *at
@@ -136,7 +139,7 @@ pub(crate) unsafe fn encode(
     // SAFETY: tables are cut to those of the set, whose codes are all there; at most one word a token is counted, so that sixteen
     // words up to `at` are inside `words` until all tokens are done.
     unsafe {
-        let mut x: [__m512i; 2] =
+        let mut x: [__m512i; 4] =
             std::array::from_fn(|i| _mm512_loadu_si512(states.as_ptr().add(16 * i).cast()));
         let one = _mm_set1_epi8(1);
         let most = _mm_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
@@ -147,8 +150,8 @@ pub(crate) unsafe fn encode(
         let ones = _mm512_set1_ps(1.0);
         let mut from = count;
         while from > 0 {
-            from -= LANES;
-            macro_rules! half {
+            from -= L;
+            macro_rules! lanes {
                 ($i:literal) => {
                 let first = from + 16 * $i;
                 let t = _mm_loadu_si128(tables.as_ptr().add(first).cast());
@@ -196,8 +199,12 @@ pub(crate) unsafe fn encode(
                 x[$i] = _mm512_add_epi32(_mm512_sll_epi32(q, shift), _mm512_add_epi32(r, start));
                 };
             }
-            half!(1);
-            half!(0);
+            if L == MOST {
+                lanes!(3);
+                lanes!(2);
+            }
+            lanes!(1);
+            lanes!(0);
         }
         for (i, x) in x.iter().enumerate() {
             _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *x);

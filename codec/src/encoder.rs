@@ -41,7 +41,7 @@ const FIRST_RUNS: usize = 8;
 const RUNS: usize = 256;
 /// log2 of the words of a strip: what a CPU's second cache holds, and more where little is coded.
 pub(crate) const STRIPS: std::ops::RangeInclusive<u8> = 14..=19;
-const DENSE_STRIP: u8 = 16;
+const DENSE_STRIP: u8 = 17;
 const SPARSE_STRIP: u8 = 18;
 /// Bits a word below which a tensor counts as sparse; where they are not known, words to each changed one.
 const SPARSE: f64 = 0.75;

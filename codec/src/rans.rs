@@ -11,8 +11,9 @@ use crate::{
 
 /// Every state is in `LOWER..=u32::MAX` between tokens.
 pub(crate) const LOWER: u32 = 1 << 16;
-/// Most lanes.
+/// Lanes of short runs of tokens, and most lanes: as many as hide the time that each lane's next token takes.
 pub(crate) const LANES: usize = 32;
+pub(crate) const MOST: usize = 64;
 
 /// Room before the words that encoders may write to.
 pub(crate) const AHEAD: usize = 32;
@@ -29,8 +30,8 @@ pub(crate) fn encode(
     out: &mut Vec<u8>,
 ) {
     missing.clear();
-    let mut states = [LOWER; LANES];
-    let lanes = lanes.clamp(1, LANES);
+    let mut states = [LOWER; MOST];
+    let lanes = lanes.clamp(1, MOST);
     let shift = 32 - set.precision();
     let count = tables.len().min(tokens.len());
     let (tables, tokens) = (&tables[..count], &tokens[..count]);
@@ -61,13 +62,18 @@ pub(crate) fn encode(
     // From the last token to the first; lanes follow.
     let whole = count / lanes * lanes;
     for i in (whole..count).rev() {
-        step(&mut states[(i - whole) & 31], i, &mut at, words, missing);
+        step(&mut states[(i - whole) & 63], i, &mut at, words, missing);
     }
     #[cfg(target_arch = "x86_64")]
-    let whole = if lanes == LANES && crate::avx512::available() {
+    let whole = if lanes >= LANES && crate::avx512::available() {
         let (tables, tokens) = (&tables[..whole], &tokens[..whole]);
+        let encode = if lanes == MOST {
+            crate::avx512::encode::<MOST>
+        } else {
+            crate::avx512::encode::<LANES>
+        };
         // SAFETY: the CPU has AVX-512.
-        unsafe { crate::avx512::encode(&mut states, tables, tokens, set, words, &mut at, missing) }
+        unsafe { encode(&mut states, tables, tokens, set, words, &mut at, missing) }
     } else {
         whole
     };
@@ -106,7 +112,7 @@ fn low(x: u32) -> u16 {
 /// States and words as [`encode`] laid them out.
 #[derive(Clone)]
 pub(crate) struct Stream<'a> {
-    pub(crate) states: [u32; LANES],
+    pub(crate) states: [u32; MOST],
     pub(crate) words: &'a [u8],
 }
 
@@ -115,7 +121,7 @@ impl<'a> Stream<'a> {
         let (head, words) = data
             .split_at_checked(4 * lanes)
             .ok_or_else(|| corrupt("the coder's states are cut off"))?;
-        let mut states = [LOWER; LANES];
+        let mut states = [LOWER; MOST];
         for (state, bytes) in states.iter_mut().zip(head.as_chunks::<4>().0) {
             *state = u32::from_le_bytes(*bytes);
             if *state < LOWER {
@@ -139,7 +145,7 @@ impl<'a> Stream<'a> {
         let mut lane = from % lanes.max(1);
         let mut at = 0;
         for (table, token) in tables.iter().zip(tokens) {
-            let state = &mut self.states[lane & 31];
+            let state = &mut self.states[lane & 63];
             lane = if lane + 1 == lanes { 0 } else { lane + 1 };
             let index = (usize::from(table.wrapping_sub(1)) << precision)
                 + (*state & ((1 << precision) - 1)) as usize;
@@ -174,7 +180,7 @@ impl<'a> Stream<'a> {
 
     /// Checks that all words were read and every state is where the encoder started.
     pub(crate) fn finish(&self, lanes: usize) -> Result<(), CodecError> {
-        if !self.words.is_empty() || self.states[..lanes.min(LANES)].iter().any(|s| *s != LOWER) {
+        if !self.words.is_empty() || self.states[..lanes.min(MOST)].iter().any(|s| *s != LOWER) {
             return Err(corrupt("the coded tokens do not end where they should"));
         }
         Ok(())
@@ -190,9 +196,14 @@ pub(crate) fn decode(
     tokens: &mut [u8],
 ) {
     #[cfg(target_arch = "x86_64")]
-    let done = if lanes == LANES && crate::avx2::available() {
+    let done = if lanes >= LANES && crate::avx2::available() {
+        let decode = if lanes == MOST {
+            crate::avx2::decode::<MOST>
+        } else {
+            crate::avx2::decode::<LANES>
+        };
         // SAFETY: the CPU has AVX2, POPCNT and BMI1.
-        unsafe { crate::avx2::decode(stream, tables, set, tokens) }
+        unsafe { decode(stream, tables, set, tokens) }
     } else {
         0
     };
@@ -232,8 +243,8 @@ mod tests {
                 frequencies.push(table);
             }
             let set = TableSet::build(precision, 0, vec![[1; CONTEXTS]], &frequencies);
-            for lanes in [1, 2, 4, 8, 16, 32] {
-                for count in [0usize, 1, 31, 32, 33, 5000] {
+            for lanes in [1, 2, 4, 8, 16, 32, 64] {
+                for count in [0usize, 1, 31, 32, 33, 127, 5000] {
                     let tables: Vec<u8> = (0..count).map(|_| 1 + (next() % 5) as u8).collect();
                     let tokens: Vec<u8> = tables
                         .iter()

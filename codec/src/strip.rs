@@ -14,7 +14,7 @@ use crate::{
     options::Scratch,
     passes::{self, GROUP, Spread},
     patches,
-    rans::{self, LANES, Stream},
+    rans::{self, LANES, MOST, Stream},
     scales::UNCHANGED,
     tables::{COLD, TableSet},
     token,
@@ -120,13 +120,17 @@ impl Plan<'_> {
 /// Words whose tables are found at a time: a multiple of [`GROUP`] that stays in the nearest cache.
 const CHUNK: usize = 4096;
 
+/// Bits from which all lanes are used.
+const LONG: u64 = 120_000;
+
 /// Lanes of a strip that takes about `bits`: each lane costs some three bytes.
 fn lanes(bits: u64) -> usize {
     match bits {
         0..1_000 => 1,
         1_000..4_000 => 4,
         4_000..9_000 => 8,
-        _ => LANES,
+        9_000..LONG => LANES,
+        _ => MOST,
     }
 }
 
@@ -339,7 +343,7 @@ pub(crate) struct Parts<'a> {
 impl<'a> Parts<'a> {
     pub(crate) fn new(mut data: &'a [u8]) -> Result<Self, CodecError> {
         let first = take_byte(&mut data)?;
-        if first & !(7 | CODED | RAW | PATCHED) != 0 || first & 7 > 5 {
+        if first & !(7 | CODED | RAW | PATCHED) != 0 || first & 7 > 6 {
             return Err(corrupt("a strip begins with unknown flags"));
         }
         let left = data.len();
