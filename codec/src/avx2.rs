@@ -24,8 +24,8 @@ use std::arch::x86_64::{
 use crate::{
     bits::BitReader,
     context::{Exponent, Window},
-    passes::{GROUP, Spread},
-    rans::{LANES, LOWER, Stream},
+    passes::{self, GROUP, Spread},
+    rans::{LOWER, MOST, Stream},
     strip::moved,
     tables::TableSet,
 };
@@ -85,19 +85,24 @@ const fn deals() -> [[u32; 8]; 256] {
     out
 }
 
-/// Decodes whole groups of [`LANES`] tokens; returns how many tokens are done.
+/// Decodes whole groups of `L` tokens; returns how many tokens are done.
 ///
 /// # Safety
 /// The CPU has AVX2, POPCNT and BMI1.
 #[target_feature(enable = "avx2,popcnt,bmi1")]
-pub(crate) unsafe fn decode(
+pub(crate) unsafe fn decode<const L: usize>(
     stream: &mut Stream<'_>,
     tables: &[u8],
     set: &TableSet,
     tokens: &mut [u8],
 ) -> usize {
-    let count = tables.len().min(tokens.len()) / LANES * LANES;
+    let count = tables.len().min(tokens.len()) / L * L;
     let mut done = 0;
+    let groups = if crate::avx512::available() {
+        crate::avx512::groups::<L>
+    } else {
+        groups::<L>
+    };
     // The last words are read from a copy with room behind it, where a damaged stream finds zeros.
     let inner = stream.words.len().saturating_sub(MARGIN);
     // SAFETY: the CPU has what it takes.
@@ -134,16 +139,16 @@ pub(crate) unsafe fn decode(
     done
 }
 
-/// Bytes that a group may look at: 32 words and the end of the last load.
-const MARGIN: usize = 2 * LANES + 16;
+/// Bytes that a group may look at: 64 words and the end of the last load.
+pub(crate) const MARGIN: usize = 2 * MOST + 32;
 
-/// Decodes groups while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
+/// Decodes groups of `L` tokens while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
 ///
 /// # Safety
 /// The CPU has AVX2 and POPCNT.
 #[target_feature(enable = "avx2,popcnt,bmi1")]
-unsafe fn groups(
-    states: &mut [u32; LANES],
+unsafe fn groups<const L: usize>(
+    states: &mut [u32; MOST],
     words: &[u8],
     limit: usize,
     tables: &[u8],
@@ -157,13 +162,13 @@ unsafe fn groups(
     if set.tables() == 0 || slots.len() < set.tables() << precision {
         return (0, 0);
     }
-    let count = tables.len().min(tokens.len()) / LANES * LANES;
+    let count = tables.len().min(tokens.len()) / L * L;
     let mut at = 0;
     let mut done = 0;
     // SAFETY: tables are cut to those of the set, whose slots are all there; `at` stays below `limit` before a group, which
-    // leaves MARGIN bytes to read; `done + 32 <= count`, the length of both `tables` and `tokens`.
+    // leaves MARGIN bytes to read; `done + L <= count`, the length of both `tables` and `tokens`.
     unsafe {
-        let mut x: [__m256i; 4] =
+        let mut x: [__m256i; 8] =
             std::array::from_fn(|i| _mm256_loadu_si256(states.as_ptr().add(8 * i).cast()));
         let one = _mm256_set1_epi8(1);
         let most = _mm256_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
@@ -174,26 +179,26 @@ unsafe fn groups(
         let zero = _mm256_setzero_si256();
         let source = slots.as_ptr();
         while done < count && at < limit {
-            let t = _mm256_loadu_si256(tables.as_ptr().add(done).cast());
+            for part in 0..L / 32 {
+            let t = _mm256_loadu_si256(tables.as_ptr().add(done + 32 * part).cast());
             let t = _mm256_min_epu8(_mm256_subs_epu8(t, one), most);
             let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
             let mut found = [zero; 4];
-            macro_rules! lane {
-                ($i:literal) => {
-                    let half = halves[$i / 2];
-                    let half = if $i % 2 == 1 {
+            for i in 0..4 {
+                    let half = halves[i / 2];
+                    let half = if i % 2 == 1 {
                         _mm_srli_si128::<8>(half)
                     } else {
                         half
                     };
                     let table = _mm256_sll_epi32(_mm256_cvtepu8_epi32(half), shift);
-                    let index = _mm256_or_si256(table, _mm256_and_si256(x[$i], low));
+                    let index = _mm256_or_si256(table, _mm256_and_si256(x[4 * part + i], low));
                     let slot = look_up(source, index);
-                    found[$i] = _mm256_and_si256(slot, byte);
+                    found[i] = _mm256_and_si256(slot, byte);
                     let y = _mm256_add_epi32(
                         _mm256_mullo_epi32(
                             _mm256_srli_epi32::<20>(slot),
-                            _mm256_srl_epi32(x[$i], shift),
+                            _mm256_srl_epi32(x[4 * part + i], shift),
                         ),
                         _mm256_and_si256(_mm256_srli_epi32::<8>(slot), offset),
                     );
@@ -208,17 +213,13 @@ unsafe fn groups(
                         _mm256_loadu_si256(DEAL[mask].as_ptr().cast()),
                     );
                     let filled = _mm256_or_si256(_mm256_slli_epi32::<16>(y), dealt);
-                    x[$i] = _mm256_blendv_epi8(y, filled, wants);
+                    x[4 * part + i] = _mm256_blendv_epi8(y, filled, wants);
                     at += 2 * mask.count_ones() as usize;
-                };
             }
-            lane!(0);
-            lane!(1);
-            lane!(2);
-            lane!(3);
             let bytes = pack_dwords(found);
-            _mm256_storeu_si256(tokens.as_mut_ptr().add(done).cast(), bytes);
-            done += LANES;
+            _mm256_storeu_si256(tokens.as_mut_ptr().add(done + 32 * part).cast(), bytes);
+            }
+            done += L;
         }
         for (i, x) in x.iter().enumerate() {
             _mm256_storeu_si256(states.as_mut_ptr().add(8 * i).cast(), *x);
@@ -683,4 +684,19 @@ fn low16(word: u64) -> u16 {
 #[inline(always)]
 fn low32(word: u64) -> u32 {
     word as u32
+}
+
+/// [`passes::measure_plainly`] by this CPU's vectors.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx2,popcnt,bmi1")]
+pub(crate) unsafe fn measure<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    exponent: Exponent,
+    mantissa: u32,
+    float: bool,
+) -> (usize, f32) {
+    passes::measure_plainly::<W>(target, prediction, exponent, mantissa, float)
 }

@@ -52,7 +52,6 @@ impl Exponent {
     }
 
     /// Shift and mask of the field.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn parts(self) -> (u32, u64) {
         (self.shift, self.mask)
     }

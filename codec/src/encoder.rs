@@ -2,8 +2,8 @@
 
 use std::{
     borrow::Cow,
-    ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    ops::{Deref, Range},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use rayon::prelude::*;
@@ -16,7 +16,7 @@ use crate::{
     geometry::{BLOCK, Geometry, Relation},
     lowrank::{CLASSES, LowRank, Update},
     predictor::{Adjust, Prediction, Predictor},
-    rows::{Counter, Row},
+    rows::{self, Counter, Glance, Row},
     scales::{self, Model, UNCHANGED},
     shift::Shift,
     standalone,
@@ -37,15 +37,15 @@ pub(crate) const EXACT: u8 = 8;
 /// Words from which a tensor may be moved, and the runs of words that are looked at for it.
 const LEAST_SHIFTED: usize = 1 << 13;
 const RUN: usize = 256;
+const FIRST_RUNS: usize = 8;
 const RUNS: usize = 256;
 /// log2 of the words of a strip: what a CPU's second cache holds, and more where little is coded.
 pub(crate) const STRIPS: std::ops::RangeInclusive<u8> = 14..=19;
-const DENSE_STRIP: u8 = 16;
+const DENSE_STRIP: u8 = 17;
 const SPARSE_STRIP: u8 = 18;
-/// Bits a word below which a tensor counts as sparse.
+/// Bits a word below which a tensor counts as sparse; where they are not known, words to each changed one.
 const SPARSE: f64 = 0.75;
-/// Words from which a tensor may pay for tables of its own although there are shared ones.
-const LARGE: usize = 1 << 18;
+const DENSE: usize = 10;
 
 /// A target, its base and how they fit together.
 pub(crate) struct Analysis<'a> {
@@ -101,17 +101,26 @@ impl<'a> Analysis<'a> {
             return Ok(None);
         }
         let runs = g.common.div_ceil(RUN);
-        let step = (runs / RUNS).max(1);
-        let pairs = (0..runs)
-            .step_by(step)
-            .map(|run| {
-                let words = run * RUN..g.common.min((run + 1) * RUN);
-                let prediction = self.base_words(words.clone())?.into_owned();
-                let bytes = words.start * g.width..words.end * g.width;
-                Ok((self.target.data.get(bytes).unwrap_or_default(), prediction))
-            })
-            .collect::<Result<Vec<_>, CodecError>>()?;
-        Ok(Shift::fit(self.target.dtype, pairs.into_iter()))
+        // A few runs tell most tensors, which are not moved.
+        for some in [FIRST_RUNS, RUNS] {
+            let step = (runs / some).max(1);
+            let pairs = (0..runs)
+                .step_by(step)
+                .map(|run| {
+                    let words = run * RUN..g.common.min((run + 1) * RUN);
+                    let bytes = words.start * g.width..words.end * g.width;
+                    let prediction = self.base_words(words)?;
+                    Ok((self.target.data.get(bytes).unwrap_or_default(), prediction))
+                })
+                .collect::<Result<Vec<_>, CodecError>>()?;
+            if some == RUNS {
+                return Ok(Shift::fit(self.target.dtype, &pairs));
+            }
+            if !Shift::seems(self.target.dtype, &pairs) {
+                break;
+            }
+        }
+        Ok(None)
     }
 
     /// Some of the base's words, cast where dtypes differ.
@@ -145,11 +154,7 @@ impl<'a> Analysis<'a> {
             .get(words.start * g.width..words.end * g.width)
             .unwrap_or_default();
         let exponent = Exponent::of(self.target.dtype);
-        let (float, mantissa) = self
-            .target
-            .dtype
-            .and_then(DType::layout)
-            .map_or((false, 0), |l| (true, l.mantissa));
+        let (float, mantissa) = self.numbers();
         match g.width {
             1 => row.fill::<1>(target, p, classes, exponent, mantissa, float, counter),
             2 => row.fill::<2>(target, p, classes, exponent, mantissa, float, counter),
@@ -162,18 +167,34 @@ impl<'a> Analysis<'a> {
     /// Rows of about `words` words in all, spread evenly.
     pub(crate) fn sample(&self, words: usize, effort: Effort) -> Result<Sample, CodecError> {
         let rows = self.geometry.rows();
-        let step = rows
+        let mut step = rows
             .div_ceil((words / self.geometry.row.max(1)).max(1))
             .max(1);
         let mut counter = Counter::new(effort);
-        let rows = (0..rows)
-            .step_by(step)
-            .map(|number| {
-                let mut row = Row::default();
-                self.fill(number, &mut row, &mut counter)?;
-                Ok(row)
-            })
+        let mut look = |number: usize| {
+            let mut row = Row::default();
+            self.fill(number, &mut row, &mut counter)?;
+            Ok(row)
+        };
+        // Every other one first: where rows change all over they say enough.
+        let mut found = (0..rows)
+            .step_by(2 * step)
+            .map(&mut look)
             .collect::<Result<Vec<_>, CodecError>>()?;
+        if effort == Effort::Default && found.iter().all(Row::is_settled) {
+            step *= 2;
+        } else {
+            let others = (step..rows)
+                .step_by(2 * step)
+                .map(look)
+                .collect::<Result<Vec<_>, CodecError>>()?;
+            let mut others = others.into_iter();
+            found = found
+                .into_iter()
+                .flat_map(|row| std::iter::once(row).chain(others.next()))
+                .collect();
+        }
+        let rows = found;
         Ok(Sample {
             rows,
             layers: self.layers(),
@@ -181,17 +202,20 @@ impl<'a> Analysis<'a> {
         })
     }
 
-    /// The scale of every row, and the tokens they lead to where `counted`.
+    /// The scale of every row, and what is known of their changes.
     fn scales(
         &self,
-        lengths: &Lengths,
+        lengths: &(impl Deref<Target = Lengths> + Sync),
         effort: Effort,
-        counted: bool,
         seen: &Seen<'_>,
-    ) -> Result<(Vec<i16>, Option<Histogram>), CodecError> {
+    ) -> Result<(Vec<i16>, Changes), CodecError> {
         let rows = self.geometry.rows();
         // Rows in groups of about a block, so that there is work for every core.
         let group = (BLOCK / self.geometry.row.max(1)).max(1);
+        // At max every token is counted. Else rows of many changes are only measured.
+        let counted = effort == Effort::Max;
+        let glanced =
+            !counted && !self.predictor.is_layered() && matches!(self.geometry.width, 2 | 4);
         let sum = Mutex::new(None::<Histogram>);
         let parts = (0..rows.div_ceil(group))
             .into_par_iter()
@@ -202,12 +226,28 @@ impl<'a> Analysis<'a> {
                 let mut coder = crate::rc::Encoder::new();
                 let mut histogram = counted.then(|| Histogram::new(self.layers()));
                 let mut scales = Vec::with_capacity(group.min(rows));
+                let mut changed = 0;
                 for number in g * group..rows.min((g + 1) * group) {
-                    self.fill(number, &mut row, &mut counter)?;
-                    let scale = if effort == Effort::Fast {
-                        row.mean
+                    let glance = if glanced {
+                        Some(self.glance(number)?)
                     } else {
-                        row.choose(lengths, &model)
+                        None
+                    };
+                    let scale = match glance {
+                        Some(Glance::Same) => UNCHANGED,
+                        Some(Glance::Dense(count, mean)) => {
+                            changed += count;
+                            rows::settled(mean, self.geometry.row, &model)
+                        }
+                        Some(Glance::Rare) | None => {
+                            self.fill(number, &mut row, &mut counter)?;
+                            changed += row.changed;
+                            if effort == Effort::Fast {
+                                row.mean
+                            } else {
+                                row.choose(lengths, &model)
+                            }
+                        }
                     };
                     let _infallible = model.code(&mut coder, scale);
                     if let Some(histogram) = &mut histogram {
@@ -230,12 +270,49 @@ impl<'a> Analysis<'a> {
                         none => *none = Some(more),
                     }
                 }
-                Ok(scales)
+                Ok((scales, changed))
             })
             .collect::<Result<Vec<_>, CodecError>>()?;
-        let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok((parts.concat(), sum))
+        let histogram = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let changed = parts.iter().map(|(_, changed)| changed).sum();
+        let scales = parts.into_iter().flat_map(|(scales, _)| scales).collect();
+        Ok((scales, Changes { histogram, changed }))
     }
+
+    /// Looks at the row of this number.
+    fn glance(&self, number: usize) -> Result<Glance, CodecError> {
+        let g = &self.geometry;
+        let words = number * g.row..g.common.min((number + 1) * g.row);
+        let prediction = self.prediction(words.clone())?.words;
+        let target = self
+            .target
+            .data
+            .get(words.start * g.width..words.end * g.width)
+            .unwrap_or_default();
+        let exponent = Exponent::of(self.target.dtype);
+        let (float, mantissa) = self.numbers();
+        Ok(if g.width == 2 {
+            rows::glance::<2>(target, &prediction, exponent, mantissa, float)
+        } else {
+            rows::glance::<4>(target, &prediction, exponent, mantissa, float)
+        })
+    }
+
+    /// Whether words are floats, and bits of their mantissas.
+    fn numbers(&self) -> (bool, u32) {
+        self.target
+            .dtype
+            .and_then(DType::layout)
+            .map_or((false, 0), |l| (true, l.mantissa))
+    }
+}
+
+/// What is known of the changes of a tensor.
+struct Changes {
+    /// All tokens by their contexts, where they were counted.
+    histogram: Option<Histogram>,
+    /// Changed words.
+    changed: usize,
 }
 
 /// Tables that may be the model's.
@@ -348,18 +425,16 @@ impl<'a> TensorEncoder<'a> {
         let Some(set) = tables.get() else {
             return Ok(());
         };
-        let may_own =
-            shared.is_some() && (geometry.common >= LARGE || options.effort == Effort::Max);
-        let (scales, histogram) =
-            self.analysis
-                .scales(&Lengths::new(set), options.effort, true, seen)?;
+        let lengths = LazyLock::new(|| Lengths::new(set));
+        let (scales, changes) = self.analysis.scales(&lengths, options.effort, seen)?;
+        drop(lengths);
         if scales.iter().all(|s| *s == UNCHANGED) {
             return Ok(());
         }
-        let mut bits = 0.0;
-        if let Some(histogram) = histogram {
-            bits = histogram.cost(set);
-            if may_own {
+        let mut sparse = changes.changed * DENSE < geometry.common;
+        if let Some(histogram) = changes.histogram {
+            let mut bits = histogram.cost(set);
+            if shared.is_some() {
                 let own = train(&histogram, table_limit(options.effort));
                 let mut bytes = Vec::new();
                 own.put(&mut bytes);
@@ -369,12 +444,9 @@ impl<'a> TensorEncoder<'a> {
                     tables = Tables::Own(Box::new(own));
                 }
             }
+            sparse = bits < SPARSE * geometry.common as f64;
         }
-        let strip = if bits < SPARSE * geometry.common as f64 {
-            SPARSE_STRIP
-        } else {
-            DENSE_STRIP
-        };
+        let strip = if sparse { SPARSE_STRIP } else { DENSE_STRIP };
         self.strip = 1 << strip;
         self.scales = scales;
         self.tables = Some(tables);
@@ -483,9 +555,12 @@ impl<'a> TensorEncoder<'a> {
                     .zip(base.as_chunks::<W>().0);
                 pairs.map(|(t, b)| u64::from(t != b)).sum()
             };
-            changed = match a.predictor.adjust {
-                Adjust::None => differing(&prediction.words),
-                _ => differing(&a.base_words(words.clone())?),
+            // Where the base is the prediction, the strips count as they go.
+            let counted = matches!(a.predictor.adjust, Adjust::None) && self.tables.is_some();
+            changed = if counted {
+                0
+            } else {
+                differing(&a.base_words(words.clone())?)
             };
             if *prediction.words == *target {
                 out.push(Method::Same as u8);
@@ -509,7 +584,7 @@ impl<'a> TensorEncoder<'a> {
                     let to = words.len().min(from + self.strip);
                     strip.clear();
                     let bytes = from * W..to * W;
-                    strip::encode::<W>(
+                    let moved = strip::encode::<W>(
                         &plan,
                         words.start + from..words.start + to,
                         &target[bytes.clone()],
@@ -518,6 +593,9 @@ impl<'a> TensorEncoder<'a> {
                         scratch,
                         &mut strip,
                     );
+                    if counted {
+                        changed += moved as u64;
+                    }
                     put_varint(out, strip.len() as u64);
                     out.extend_from_slice(&strip);
                 }

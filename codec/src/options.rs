@@ -64,6 +64,8 @@ pub struct Scratch {
     /// Which words of each group changed, and which of them have raw bits.
     pub(crate) changed: Vec<u32>,
     pub(crate) wide: Vec<u32>,
+    /// Magnitudes of coded words with raw bits.
+    pub(crate) sizes: Vec<u32>,
     /// Coded words whose token has no frequency.
     pub(crate) missing: Vec<u32>,
     /// States and words of the coder.

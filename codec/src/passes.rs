@@ -67,6 +67,103 @@ impl Spread {
     }
 }
 
+/// What exponents are taken less by in sums of updates.
+pub(crate) const BIAS: i16 = 127;
+/// Exponents beyond this count as this, so that sums stay finite.
+const LARGEST: u32 = 200;
+/// Sums that are kept side by side.
+const SUMS: usize = 16;
+
+/// Changed words, and the sum of their differences' magnitudes times 2^(exponent - [`BIAS`]), for words of two and four bytes. An
+/// update larger than the weight itself says little in units of its last place, so magnitudes are at most 2^`mantissa`.
+pub(crate) fn measure<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    exponent: Exponent,
+    mantissa: u32,
+    float: bool,
+) -> (usize, f32) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if crate::avx512::available() {
+            // SAFETY: the CPU has AVX-512.
+            return unsafe {
+                crate::avx512::measure::<W>(target, prediction, exponent, mantissa, float)
+            };
+        }
+        if crate::avx2::available() {
+            // SAFETY: the CPU has AVX2.
+            return unsafe {
+                crate::avx2::measure::<W>(target, prediction, exponent, mantissa, float)
+            };
+        }
+    }
+    measure_plainly::<W>(target, prediction, exponent, mantissa, float)
+}
+
+/// [`measure`], the same in every order of instructions: sixteen sums, which the compiler keeps in vectors.
+#[inline(always)]
+pub(crate) fn measure_plainly<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    exponent: Exponent,
+    mantissa: u32,
+    float: bool,
+) -> (usize, f32) {
+    let (shift, mask) = exponent.parts();
+    let mask = u32::try_from(mask).unwrap_or(0);
+    let most = if float { 1u32 << mantissa.min(24) } else { 1 << 24 };
+    let sign = if float { u32::MAX } else { 0 };
+    let mut sums = [0f32; SUMS];
+    let mut counts = [0u32; SUMS];
+    let ends = 8 * u32::try_from(4usize.saturating_sub(W)).unwrap_or(0);
+    let mut add = |t: &[[u8; W]; SUMS], p: &[[u8; W]; SUMS]| {
+        for i in 0..SUMS {
+            let (t, p) = (word32(&t[i]), word32(&p[i]));
+            counts[i] += u32::from(t != p);
+            let e = (p >> shift & mask).clamp(1, LARGEST);
+            // In the upper bits, where the wrapping difference is signed.
+            let (t, p) = (t << ends, p << ends);
+            let below = |x: u32| x ^ ((x.cast_signed() >> 31).cast_unsigned() >> 1 & sign);
+            let d = (below(t).wrapping_sub(below(p))).cast_signed() >> ends;
+            let size = d.unsigned_abs().min(most);
+            sums[i] += small(size) * f32::from_bits(e << 23);
+        }
+    };
+    let (target, prediction) = (target.as_chunks::<W>().0, prediction.as_chunks::<W>().0);
+    let n = target.len().min(prediction.len());
+    let (t, more) = target[..n].as_chunks::<SUMS>();
+    let (p, other) = prediction[..n].as_chunks::<SUMS>();
+    for (t, p) in t.iter().zip(p) {
+        add(t, p);
+    }
+    if !more.is_empty() {
+        // Words that are the same on both sides add nothing.
+        let (mut t, mut p) = ([[0; W]; SUMS], [[0; W]; SUMS]);
+        t[..more.len()].copy_from_slice(more);
+        p[..other.len()].copy_from_slice(other);
+        add(&t, &p);
+    }
+    let sum = sums.iter().fold(0.0, |all, sum| all + sum);
+    (counts.iter().sum::<u32>() as usize, sum)
+}
+
+#[inline(always)]
+fn word32<const W: usize>(word: &[u8; W]) -> u32 {
+    match *word.as_slice() {
+        [a, b] => u32::from(u16::from_le_bytes([a, b])),
+        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+        _ => 0,
+    }
+}
+
+/// At most 2^24, which is exact.
+#[expect(clippy::cast_precision_loss, reason = "at most 2^24")]
+#[inline(always)]
+fn small(x: u32) -> f32 {
+    x.cast_signed() as f32
+}
+
 /// The tables of words, by their exponents.
 pub(crate) fn fill<const W: usize>(
     exponent: Exponent,
@@ -170,6 +267,45 @@ pub(crate) fn tokens<const W: usize>(
         unsafe { crate::avx2::tokens::<W>(target, prediction, float, tokens, changed, wide) };
     }
     tokens_from::<W>(target, prediction, float, tokens, changed, wide);
+}
+
+/// As [`tokens`], where this CPU can, but with the tokens of words with raw bits too, and the magnitudes of those of them that
+/// are coded. Returns false where it cannot.
+#[expect(clippy::too_many_arguments, reason = "the outputs of the pass")]
+pub(crate) fn tokens_and_sizes<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    float: bool,
+    masks: &[u32],
+    tokens: &mut Vec<u8>,
+    changed: &mut Vec<u32>,
+    wide: &mut Vec<u32>,
+    sizes: &mut Vec<u32>,
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if (W == 2 || W == 4) && crate::avx512::available() {
+        let words = target.len().min(prediction.len()) / W;
+        tokens.resize(words, 0);
+        changed.clear();
+        wide.clear();
+        sizes.clear();
+        let found = (&mut *changed, &mut *wide, &mut *sizes);
+        // SAFETY: the CPU has AVX-512.
+        unsafe { crate::avx512::tokens::<W>(target, prediction, float, masks, tokens, found) };
+        let first = changed.len() * GROUP;
+        tokens_from::<W>(target, prediction, float, tokens, changed, wide);
+        for i in first..words {
+            let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
+            let d = difference::<W>(order::<W>(t, float), order::<W>(p, float));
+            tokens[i] = token::token::<W>(d);
+            let (group, bit) = (i / GROUP, i % GROUP);
+            if wide[group] & masks.get(group).copied().unwrap_or(0) & 1 << bit != 0 {
+                sizes.push(u32::try_from(d.unsigned_abs()).unwrap_or(0));
+            }
+        }
+        return true;
+    }
+    false
 }
 
 /// As [`tokens`], from the first group that `changed` does not have.
@@ -338,11 +474,33 @@ mod tests {
         );
         assert_eq!(out, out2);
         assert_eq!(raw.is_spent(), raw2.is_spent());
+        if W == 2 || W == 4 {
+            let (changed, sum) = measure::<W>(&out, bytes, exponent, 7, float);
+            let (changed2, sum2) = measure_plainly::<W>(&out, bytes, exponent, 7, float);
+            assert_eq!((changed, sum.to_bits()), (changed2, sum2.to_bits()));
+        }
         let (mut t, mut c, mut w) = (Vec::new(), Vec::new(), Vec::new());
         let (mut t2, mut c2, mut w2) = (vec![0; words], Vec::new(), Vec::new());
         super::tokens::<W>(&out, bytes, float, &mut t, &mut c, &mut w);
         tokens_from::<W>(&out, bytes, float, &mut t2, &mut c2, &mut w2);
         assert_eq!((&t, &c, &w), (&t2, &c2, &w2));
+        let (mut t3, mut c3, mut w3, mut sizes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        if tokens_and_sizes::<W>(
+            &out, bytes, float, masks, &mut t3, &mut c3, &mut w3, &mut sizes,
+        ) {
+            assert_eq!((&c3, &w3), (&c, &w));
+            let mut expected = Vec::new();
+            for (i, token) in t3.iter().enumerate() {
+                let (t, p) = (load::<W>(&out, i), load::<W>(bytes, i));
+                let d = difference::<W>(order::<W>(t, float), order::<W>(p, float));
+                assert_eq!(*token, token::token::<W>(d));
+                if w[i / GROUP] & masks[i / GROUP] & 1 << (i % GROUP) != 0 {
+                    expected.push(d.unsigned_abs());
+                }
+            }
+            let sizes: Vec<u64> = sizes.iter().map(|s| u64::from(*s)).collect();
+            assert_eq!(sizes, expected);
+        }
         let (mut some, mut some2) = (vec![1], vec![1]);
         select(&t, masks, &mut some);
         select_portably(&t, masks, &mut some2);

@@ -11,8 +11,12 @@ use crate::{
 
 /// Every state is in `LOWER..=u32::MAX` between tokens.
 pub(crate) const LOWER: u32 = 1 << 16;
-/// Most lanes.
+/// Lanes of short runs of tokens, and most lanes: as many as hide the time that each lane's next token takes.
 pub(crate) const LANES: usize = 32;
+pub(crate) const MOST: usize = 64;
+
+/// Room before the words that encoders may write to.
+pub(crate) const AHEAD: usize = 32;
 
 /// Appends states and words of `tokens`, coded with the tables numbered in `tables` (from 1), in `lanes` lanes. Tokens
 /// without a frequency are coded as 0 and their numbers put in `missing`, the last one first.
@@ -26,17 +30,18 @@ pub(crate) fn encode(
     out: &mut Vec<u8>,
 ) {
     missing.clear();
-    let mut states = [LOWER; LANES];
-    let lanes = lanes.clamp(1, LANES);
+    let mut states = [LOWER; MOST];
+    let lanes = lanes.clamp(1, MOST);
     let shift = 32 - set.precision();
     let count = tables.len().min(tokens.len());
     let (tables, tokens) = (&tables[..count], &tokens[..count]);
-    // A token takes at most `precision` bits: less than one word.
-    if words.len() < count + 1 {
-        words.resize(count + 1, 0);
+    // A token takes at most `precision` bits: less than one word. Vectors write some before those that count.
+    let end = count + AHEAD;
+    if words.len() < end + 1 {
+        words.resize(end + 1, 0);
     }
-    let mut at = count;
-    let mut step = |state: &mut u32, i: usize| {
+    let mut at = end;
+    let step = |state: &mut u32, i: usize, at: &mut usize, words: &mut [u16], missing: &mut Vec<u32>| {
         let intervals = set.intervals(tables[i]);
         let mut interval = &intervals[usize::from(tokens[i])];
         if interval.frequency == 0 {
@@ -46,8 +51,8 @@ pub(crate) fn encode(
         let x = *state;
         let full = u64::from(x) >= u64::from(interval.frequency) << shift;
         // The word is written whether needed or not, and kept by moving the mark: no branch to mispredict.
-        words[at] = low(x);
-        at -= usize::from(full);
+        words[*at] = low(x);
+        *at -= usize::from(full);
         let x = x >> (16 * u32::from(full));
         let q = high(u128::from(x) * u128::from(interval.reciprocal));
         *state = x
@@ -57,8 +62,22 @@ pub(crate) fn encode(
     // From the last token to the first; lanes follow.
     let whole = count / lanes * lanes;
     for i in (whole..count).rev() {
-        step(&mut states[(i - whole) & 31], i);
+        step(&mut states[(i - whole) & 63], i, &mut at, words, missing);
     }
+    #[cfg(target_arch = "x86_64")]
+    let whole = if lanes >= LANES && crate::avx512::available() {
+        let (tables, tokens) = (&tables[..whole], &tokens[..whole]);
+        let encode = if lanes == MOST {
+            crate::avx512::encode::<MOST>
+        } else {
+            crate::avx512::encode::<LANES>
+        };
+        // SAFETY: the CPU has AVX-512.
+        unsafe { encode(&mut states, tables, tokens, set, words, &mut at, missing) }
+    } else {
+        whole
+    };
+    let mut step = |state: &mut u32, i: usize| step(state, i, &mut at, words, missing);
     for group in (0..whole / lanes).rev() {
         for (lane, state) in states[..lanes].iter_mut().enumerate().rev() {
             step(state, group * lanes + lane);
@@ -67,7 +86,7 @@ pub(crate) fn encode(
     for state in &states[..lanes] {
         out.extend_from_slice(&state.to_le_bytes());
     }
-    let words = &words[at + 1..=count];
+    let words = &words[at + 1..=end];
     out.reserve(2 * words.len());
     for word in words {
         out.extend_from_slice(&word.to_le_bytes());
@@ -93,7 +112,7 @@ fn low(x: u32) -> u16 {
 /// States and words as [`encode`] laid them out.
 #[derive(Clone)]
 pub(crate) struct Stream<'a> {
-    pub(crate) states: [u32; LANES],
+    pub(crate) states: [u32; MOST],
     pub(crate) words: &'a [u8],
 }
 
@@ -102,7 +121,7 @@ impl<'a> Stream<'a> {
         let (head, words) = data
             .split_at_checked(4 * lanes)
             .ok_or_else(|| corrupt("the coder's states are cut off"))?;
-        let mut states = [LOWER; LANES];
+        let mut states = [LOWER; MOST];
         for (state, bytes) in states.iter_mut().zip(head.as_chunks::<4>().0) {
             *state = u32::from_le_bytes(*bytes);
             if *state < LOWER {
@@ -126,7 +145,7 @@ impl<'a> Stream<'a> {
         let mut lane = from % lanes.max(1);
         let mut at = 0;
         for (table, token) in tables.iter().zip(tokens) {
-            let state = &mut self.states[lane & 31];
+            let state = &mut self.states[lane & 63];
             lane = if lane + 1 == lanes { 0 } else { lane + 1 };
             let index = (usize::from(table.wrapping_sub(1)) << precision)
                 + (*state & ((1 << precision) - 1)) as usize;
@@ -161,7 +180,7 @@ impl<'a> Stream<'a> {
 
     /// Checks that all words were read and every state is where the encoder started.
     pub(crate) fn finish(&self, lanes: usize) -> Result<(), CodecError> {
-        if !self.words.is_empty() || self.states[..lanes.min(LANES)].iter().any(|s| *s != LOWER) {
+        if !self.words.is_empty() || self.states[..lanes.min(MOST)].iter().any(|s| *s != LOWER) {
             return Err(corrupt("the coded tokens do not end where they should"));
         }
         Ok(())
@@ -177,9 +196,14 @@ pub(crate) fn decode(
     tokens: &mut [u8],
 ) {
     #[cfg(target_arch = "x86_64")]
-    let done = if lanes == LANES && crate::avx2::available() {
+    let done = if lanes >= LANES && crate::avx2::available() {
+        let decode = if lanes == MOST {
+            crate::avx2::decode::<MOST>
+        } else {
+            crate::avx2::decode::<LANES>
+        };
         // SAFETY: the CPU has AVX2, POPCNT and BMI1.
-        unsafe { crate::avx2::decode(stream, tables, set, tokens) }
+        unsafe { decode(stream, tables, set, tokens) }
     } else {
         0
     };
@@ -219,8 +243,8 @@ mod tests {
                 frequencies.push(table);
             }
             let set = TableSet::build(precision, 0, vec![[1; CONTEXTS]], &frequencies);
-            for lanes in [1, 2, 4, 8, 16, 32] {
-                for count in [0usize, 1, 31, 32, 33, 5000] {
+            for lanes in [1, 2, 4, 8, 16, 32, 64] {
+                for count in [0usize, 1, 31, 32, 33, 127, 5000] {
                     let tables: Vec<u8> = (0..count).map(|_| 1 + (next() % 5) as u8).collect();
                     let tokens: Vec<u8> = tables
                         .iter()

@@ -32,8 +32,12 @@ pub(crate) struct Row {
     runs: Vec<(u16, usize)>,
     /// Changed words for each in `changes`.
     weight: u32,
+    /// Words of a row in which changes are not rare, whose mean says enough; 0 where the scale is to be searched.
+    dense: usize,
     /// The scale by the mean update.
     pub(crate) mean: i16,
+    /// Changed words.
+    pub(crate) changed: usize,
 }
 
 /// Buffers of [`Row::fill`].
@@ -41,6 +45,8 @@ pub(crate) struct Row {
 pub(crate) struct Counter {
     /// Words of a row that are looked at, about.
     looks: usize,
+    /// Rows of many changes get the scale of their mean.
+    by_mean: bool,
     /// Unchanged words of each exponent, in two parts.
     counts: Box<[[u32; KEYS]; 2]>,
     exponents: Vec<u16>,
@@ -60,6 +66,7 @@ impl Counter {
                 Effort::Default => 1024,
                 Effort::Max => usize::MAX,
             },
+            by_mean: effort != Effort::Max,
             counts: Box::new([[0; KEYS]; 2]),
             exponents: Vec::new(),
             all: Vec::new(),
@@ -96,6 +103,8 @@ impl Row {
         self.changes.clear();
         self.runs.clear();
         self.weight = 1;
+        self.dense = 0;
+        self.changed = 0;
         self.mean = UNCHANGED;
         if target == prediction {
             return false;
@@ -105,6 +114,7 @@ impl Row {
         let cap = if float { 1u64 << mantissa } else { 1 << 40 };
         let Counter {
             looks,
+            by_mean,
             counts,
             exponents,
             all,
@@ -138,9 +148,14 @@ impl Row {
             }
         }
         let changes: usize = moved.iter().map(|m| m.count_ones() as usize).sum();
-        let rare = changes * 8 < words;
-        all.clear();
-        all.resize(words + 1, (0, 0));
+        self.changed = changes;
+        let rare = is_rare(changes, words);
+        if *by_mean && !rare && classes.is_empty() {
+            self.dense = words;
+        }
+        if all.len() < words + 1 {
+            all.resize(words + 1, (0, 0));
+        }
         let list = all.as_mut_slice();
         let lowest = exponents.iter().fold(u16::MAX, |a, e| a.min(*e));
         let highest = exponents.iter().fold(0, |a, e| a.max(*e));
@@ -149,7 +164,7 @@ impl Row {
             usize::from(highest) & (KEYS - 1),
         );
         // Groups of words spread over the row stand for all of it; where changes are rare fewer will do, for all changes count.
-        let looks = if rare { *looks / 4 } else { *looks };
+        let looks = if rare { *looks / 8 } else { *looks };
         let step = (groups / (looks / GROUP).max(1)).max(1);
         let (mut seen, mut found) = (0usize, 0usize);
         for group in (0..groups).step_by(step) {
@@ -184,7 +199,7 @@ impl Row {
                 }
             }
         }
-        all.truncate(found);
+        let all = &all[..found];
         let [even, odd] = &mut **counts;
         for (e, (a, b)) in even
             .iter_mut()
@@ -216,6 +231,11 @@ impl Row {
         self.weight = rounded(step as f64 * weight).max(1);
         self.sort(all.iter().step_by(step).copied(), starts);
         true
+    }
+
+    /// Whether the scale is that of the mean, whatever tables there are.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.dense > 0 || self.mean == UNCHANGED
     }
 
     /// Fills `changes` and `runs`.
@@ -271,7 +291,7 @@ impl Row {
             .iter()
             .map(|(key, n)| {
                 let (class, e) = self.split(*key);
-                u64::from(*n) * u64::from(lengths.of(class, scale, e)[0])
+                u64::from(*n) * u64::from(lengths.still(class, scale, e))
             })
             .sum();
         let changes: u64 = self
@@ -291,6 +311,9 @@ impl Row {
     pub(crate) fn choose(&self, lengths: &Lengths, model: &Model) -> i16 {
         if self.mean == UNCHANGED {
             return UNCHANGED;
+        }
+        if self.dense > 0 {
+            return settled(self.mean, self.dense, model);
         }
         let cost = |scale: i32| self.cost(scale, lengths) + model.cost(scale);
         let mut best = i32::from(self.mean);
@@ -340,6 +363,57 @@ impl Row {
             }
         }
     }
+}
+
+/// Whether so few words of a row changed that each counts.
+fn is_rare(changed: usize, words: usize) -> bool {
+    changed * 8 < words
+}
+
+/// The scale of a row of many changes: that of the mean update, or the row's before where that costs less.
+pub(crate) fn settled(mean: i16, words: usize, model: &Model) -> i16 {
+    let scale = i32::from(mean);
+    let Some(last) = model.last() else {
+        return mean;
+    };
+    // A distribution that is off by a factor of 2^(steps/4) costs about this much a word.
+    let off = |steps: i32| 0.02 * (steps * steps) as f32 * words as f32;
+    let stay = off(scale - last) + model.cost(last);
+    if stay < model.cost(scale) {
+        i16::try_from(last).unwrap_or(mean)
+    } else {
+        mean
+    }
+}
+
+/// What one look at a row says.
+pub(crate) enum Glance {
+    /// Nothing changed.
+    Same,
+    /// Few words changed: the row's scale is to be searched.
+    Rare,
+    /// Many changed, so many; the scale by the mean update.
+    Dense(usize, i16),
+}
+
+/// Looks at a row of words of two or four bytes.
+pub(crate) fn glance<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    exponent: Exponent,
+    mantissa: u32,
+    float: bool,
+) -> Glance {
+    let words = target.len().min(prediction.len()) / W;
+    let (changed, sum) = passes::measure::<W>(target, prediction, exponent, mantissa, float);
+    if changed == 0 {
+        return Glance::Same;
+    }
+    if is_rare(changed, words) {
+        return Glance::Rare;
+    }
+    let mean = scales::quantise(f64::from(sum) / words as f64);
+    Glance::Dense(changed, mean.saturating_add(passes::BIAS * 4))
 }
 
 #[expect(

@@ -4,6 +4,8 @@
 //! float by a few units of the last place or by none, depending on its mantissa alone. Many steps make a step function of the
 //! mantissa, the same for all weights of a tensor, which a table over the mantissa's top bits holds nearly exactly.
 
+use std::borrow::Cow;
+
 use crate::{
     dtype::{DType, FloatLayout},
     error::{CodecError, corrupt},
@@ -31,11 +33,38 @@ impl Shift {
         1 << layout.mantissa.min(BITS)
     }
 
+    /// Whether a few pairs look as if steps followed mantissas: words move as the one before of the same mantissa did.
+    pub(crate) fn seems(dtype: Option<DType>, pairs: &[(&[u8], Cow<'_, [u8]>)]) -> bool {
+        let Some((dtype, layout)) = dtype.and_then(|d| Some((d, d.layout()?))) else {
+            return false;
+        };
+        let none = Self {
+            layout,
+            steps: Vec::new(),
+        };
+        let mut last = [i64::MAX; 1 << BITS];
+        let (mut words, mut alike) = (0usize, 0usize);
+        for (target, prediction) in pairs {
+            let width = dtype.word_bytes();
+            for i in 0..target.len() / width {
+                let (t, p) = match width {
+                    2 => (load::<2>(target, i), load::<2>(prediction, i)),
+                    4 => (load::<4>(target, i), load::<4>(prediction, i)),
+                    _ => return false,
+                };
+                words += 1;
+                let step = t.wrapping_sub(p).cast_signed();
+                if let Some(entry) = none.entry(p) {
+                    let before = std::mem::replace(&mut last[entry & 255], step);
+                    alike += usize::from(step != 0 && before == step);
+                }
+            }
+        }
+        alike * 12 > words
+    }
+
     /// The most frequent steps of a sample of pairs, where they explain much more than no step does.
-    pub(crate) fn fit<'a>(
-        dtype: Option<DType>,
-        pairs: impl Iterator<Item = (&'a [u8], Vec<u8>)>,
-    ) -> Option<Self> {
+    pub(crate) fn fit(dtype: Option<DType>, pairs: &[(&[u8], Cow<'_, [u8]>)]) -> Option<Self> {
         let dtype = dtype?;
         let layout = dtype
             .layout()
@@ -51,8 +80,8 @@ impl Shift {
             let width = dtype.word_bytes();
             for i in 0..target.len() / width {
                 let (t, p) = match width {
-                    2 => (load::<2>(target, i), load::<2>(&prediction, i)),
-                    _ => (load::<4>(target, i), load::<4>(&prediction, i)),
+                    2 => (load::<2>(target, i), load::<2>(prediction, i)),
+                    _ => (load::<4>(target, i), load::<4>(prediction, i)),
                 };
                 words += 1;
                 let step = t.wrapping_sub(p).cast_signed();
@@ -191,7 +220,7 @@ mod tests {
             .map(|b| (0..50).fold(*b, |x, _| x * (1.0 - 2e-7)))
             .collect();
         let (b, t) = (bytes(&base), bytes(&decayed));
-        let shift = Shift::fit(Some(DType::F32), [(&t[..], b.clone())].into_iter()).unwrap();
+        let shift = Shift::fit(Some(DType::F32), &[(&t[..], (&b[..]).into())]).unwrap();
         let mut out = Vec::new();
         shift.put(&mut out);
         let mut data = &out[..];
@@ -207,6 +236,6 @@ mod tests {
             .filter(|(a, b)| a == b)
             .count();
         assert!(right > 30_000, "{right}");
-        assert!(Shift::fit(Some(DType::F32), [(&b[..], b.clone())].into_iter()).is_none());
+        assert!(Shift::fit(Some(DType::F32), &[(&b[..], (&b[..]).into())]).is_none());
     }
 }

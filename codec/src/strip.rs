@@ -14,7 +14,7 @@ use crate::{
     options::Scratch,
     passes::{self, GROUP, Spread},
     patches,
-    rans::{self, LANES, Stream},
+    rans::{self, LANES, MOST, Stream},
     scales::UNCHANGED,
     tables::{COLD, TableSet},
     token,
@@ -120,13 +120,17 @@ impl Plan<'_> {
 /// Words whose tables are found at a time: a multiple of [`GROUP`] that stays in the nearest cache.
 const CHUNK: usize = 4096;
 
+/// Bits from which all lanes are used.
+const LONG: u64 = 120_000;
+
 /// Lanes of a strip that takes about `bits`: each lane costs some three bytes.
 fn lanes(bits: u64) -> usize {
     match bits {
         0..1_000 => 1,
         1_000..4_000 => 4,
         4_000..9_000 => 8,
-        _ => LANES,
+        9_000..LONG => LANES,
+        _ => MOST,
     }
 }
 
@@ -159,7 +163,7 @@ fn take_sides(plan: &Plan<'_>, tables: &mut [u8], sides: &mut Vec<u8>) {
 }
 
 /// Appends the words `words` of a tensor as a strip. `target` and `prediction` hold just these words, `classes` those of a
-/// low-rank prediction, or nothing.
+/// low-rank prediction, or nothing. Returns how many words differ from their prediction.
 pub(crate) fn encode<const W: usize>(
     plan: &Plan<'_>,
     words: Range<usize>,
@@ -168,7 +172,7 @@ pub(crate) fn encode<const W: usize>(
     classes: &[Class],
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
-) {
+) -> usize {
     let count = words.len();
     let Scratch {
         tables,
@@ -184,6 +188,7 @@ pub(crate) fn encode<const W: usize>(
         coder_bytes,
         side,
         sides,
+        sizes,
         ..
     } = scratch;
     tables.clear();
@@ -194,7 +199,13 @@ pub(crate) fn encode<const W: usize>(
         passes::pack(tables_of, tables, masks);
     });
     take_sides(plan, tables, sides);
-    passes::tokens::<W>(target, prediction, plan.float, dense, changed, wide);
+    let whole = sides.is_empty()
+        && passes::tokens_and_sizes::<W>(
+            target, prediction, plan.float, masks, dense, changed, wide, sizes,
+        );
+    if !whole {
+        passes::tokens::<W>(target, prediction, plan.float, dense, changed, wide);
+    }
     tokens.clear();
     passes::select(dense, masks, tokens);
     let difference_at = |i: usize| {
@@ -205,7 +216,10 @@ pub(crate) fn encode<const W: usize>(
     let (mut from, mut bits) = (0, 0u64);
     for (group, ((mask, changed), wide)) in masks.iter().zip(&*changed).zip(&*wide).enumerate() {
         bits += u64::from((changed & mask).count_ones()) * 4;
-        let mut rest = wide & mask | changed & !mask;
+        let mut rest = changed & !mask;
+        if !whole {
+            rest |= wide & mask;
+        }
         while rest != 0 {
             let bit = rest.trailing_zeros();
             rest &= rest - 1;
@@ -229,18 +243,13 @@ pub(crate) fn encode<const W: usize>(
         }
         from += mask.count_ones() as usize;
     }
-    raw.finish();
     mirror(tokens, sides);
     let lanes = lanes(bits + tables.len() as u64 / 16);
     let first = out.len();
     out.push(u8::try_from(lanes.trailing_zeros()).unwrap_or(0));
-    if !bytes.is_empty() {
-        out[first] |= RAW;
-        put_varint(out, bytes.len() as u64);
-    }
     coder_bytes.clear();
+    missing.clear();
     if tokens.iter().any(|t| *t != 0) {
-        out[first] |= CODED;
         rans::encode(
             tables,
             tokens,
@@ -251,11 +260,34 @@ pub(crate) fn encode<const W: usize>(
             coder_bytes,
         );
         if !missing.is_empty() {
-            places(missing, masks, |i| {
+            places(missing, masks, wide, |i, ordinal| {
                 patches.push((u32::try_from(i).unwrap_or(0), difference_at(i)));
+                // Nothing of a patched word is raw.
+                if let Some(size) = ordinal.and_then(|n| sizes.get_mut(n)) {
+                    *size = 0;
+                }
             });
             patches.sort_unstable();
         }
+        // Where all that is not 0 is patched, all that is coded is 0.
+        let others = tokens.iter().filter(|t| **t != 0);
+        if others.take(missing.len() + 1).count() > missing.len() {
+            out[first] |= CODED;
+        } else {
+            coder_bytes.clear();
+        }
+    }
+    if whole {
+        let (_, sub) = const { token::shape(W) };
+        for size in &*sizes {
+            let n = size.checked_ilog2().map_or(0, |e| e - sub);
+            raw.put(u64::from(*size), n);
+        }
+    }
+    raw.finish();
+    if !bytes.is_empty() {
+        out[first] |= RAW;
+        put_varint(out, bytes.len() as u64);
     }
     side.clear();
     patches::put(patches, count, side);
@@ -266,22 +298,36 @@ pub(crate) fn encode<const W: usize>(
     out.extend_from_slice(coder_bytes);
     out.extend_from_slice(bytes);
     out.extend_from_slice(side);
+    changed.iter().map(|m| m.count_ones() as usize).sum()
 }
 
-/// Calls `each` with the places in the strip of coded words, whose numbers descend.
-fn places(numbers: &[u32], masks: &[u32], mut each: impl FnMut(usize)) {
+/// Calls `each` with the places in the strip of coded words, whose numbers descend, and the number of each among the coded
+/// words with raw bits, if it has any.
+fn places(
+    numbers: &[u32],
+    masks: &[u32],
+    wide: &[u32],
+    mut each: impl FnMut(usize, Option<usize>),
+) {
     let mut numbers = numbers.iter().rev().map(|n| *n as usize).peekable();
-    let mut from = 0;
-    for (group, mask) in masks.iter().enumerate() {
+    let (mut from, mut long) = (0, 0);
+    for (group, (mask, wide)) in masks.iter().zip(wide).enumerate() {
         let to = from + mask.count_ones() as usize;
+        let wide = wide & mask;
         while let Some(number) = numbers.next_if(|n| *n < to) {
             let mut rest = *mask;
             for _ in from..number {
                 rest &= rest.wrapping_sub(1);
             }
-            each(group * GROUP + rest.trailing_zeros() as usize);
+            let bit = rest.trailing_zeros();
+            let ordinal = long + (wide & ((1 << bit) - 1)).count_ones() as usize;
+            each(
+                group * GROUP + bit as usize,
+                (wide >> bit & 1 == 1).then_some(ordinal),
+            );
         }
         from = to;
+        long += wide.count_ones() as usize;
     }
 }
 
@@ -297,7 +343,7 @@ pub(crate) struct Parts<'a> {
 impl<'a> Parts<'a> {
     pub(crate) fn new(mut data: &'a [u8]) -> Result<Self, CodecError> {
         let first = take_byte(&mut data)?;
-        if first & !(7 | CODED | RAW | PATCHED) != 0 || first & 7 > 5 {
+        if first & !(7 | CODED | RAW | PATCHED) != 0 || first & 7 > 6 {
             return Err(corrupt("a strip begins with unknown flags"));
         }
         let left = data.len();

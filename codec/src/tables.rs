@@ -74,6 +74,8 @@ pub(crate) struct TableSet {
     map: Vec<[u8; CONTEXTS]>,
     /// Per table and token.
     intervals: Vec<[Interval; TOKENS]>,
+    /// Frequency, and where the interval starts in the upper half: per table and token, for vectors.
+    codes: Vec<u32>,
     slots: Vec<u32>,
 }
 
@@ -113,6 +115,7 @@ impl TableSet {
         frequencies: &[Frequencies],
     ) -> Self {
         let mut slots = Vec::with_capacity(frequencies.len() << precision);
+        let mut codes = Vec::with_capacity(frequencies.len() * TOKENS);
         let intervals = frequencies
             .iter()
             .map(|table| {
@@ -125,6 +128,7 @@ impl TableSet {
                             .map(|offset| slot(t, offset, u32::from(frequency))),
                     );
                     let interval = Interval::new(frequency, start, precision);
+                    codes.push(u32::from(frequency) | u32::from(start) << 16);
                     start = start.wrapping_add(frequency);
                     interval
                 })
@@ -135,6 +139,7 @@ impl TableSet {
             first,
             map,
             intervals,
+            codes,
             slots,
         }
     }
@@ -161,10 +166,22 @@ impl TableSet {
         &self.slots
     }
 
+    /// Frequencies and starts of the intervals: those of table `t` (from 1) begin at `(t - 1) * 256`.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn codes(&self) -> &[u32] {
+        &self.codes
+    }
+
     /// The intervals of table `t`, from 1.
     #[inline(always)]
     pub(crate) fn intervals(&self, table: u8) -> &[Interval; TOKENS] {
         &self.intervals[usize::from(table.wrapping_sub(1))]
+    }
+
+    /// The frequencies of table `t`, from 1.
+    pub(crate) fn frequencies(&self, table: u8) -> Frequencies {
+        let intervals = self.intervals(table);
+        std::array::from_fn(|token| intervals[token].frequency)
     }
 
     /// Serialises: length, then precision, lowest context and number of tables, then map and frequencies by the range coder.

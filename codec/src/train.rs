@@ -1,8 +1,10 @@
 //! Tables from counts: contexts are joined into runs while that costs less than another table.
 
+use std::sync::LazyLock;
+
 use crate::{
     context::CONTEXTS,
-    tables::{COLD, Frequencies, Interval, MAX_LAYERED, MAX_TABLES, TOKENS, TableSet},
+    tables::{COLD, Frequencies, MAX_LAYERED, MAX_TABLES, TOKENS, TableSet},
     token,
 };
 
@@ -111,7 +113,7 @@ impl Histogram {
                 .unwrap_or(COLD)
             {
                 COLD => cold_cost(counts),
-                table => cross_entropy(counts, set.intervals(table), set.precision()),
+                table => cross_entropy(counts, &set.frequencies(table), set.precision()),
             };
         }
         total
@@ -125,16 +127,55 @@ fn add(sum: &mut [u32; TOKENS], more: &[u32; TOKENS]) {
 }
 
 fn total(counts: &[u32; TOKENS]) -> f64 {
-    counts.iter().map(|c| f64::from(*c)).sum()
+    counts.iter().map(|c| u64::from(*c)).sum::<u64>() as f64
 }
 
 fn entropy(counts: &[u32; TOKENS]) -> f64 {
     let total = total(counts);
-    counts
-        .iter()
-        .filter(|c| **c > 0)
-        .map(|c| f64::from(*c) * (total / f64::from(*c)).log2())
-        .sum()
+    if total == 0.0 {
+        return 0.0;
+    }
+    let mut parts = [0f64; 8];
+    for counts in counts.as_chunks::<8>().0 {
+        // Most tokens never occur.
+        if *counts == [0; 8] {
+            continue;
+        }
+        for (part, n) in parts.iter_mut().zip(counts) {
+            let n = f64::from(*n);
+            *part += n * log2(n.max(1.0));
+        }
+    }
+    total * log2(total) - parts.iter().sum::<f64>()
+}
+
+/// The logarithm of a normal number from 1 on, to some 1e-10: in plain arithmetic, which the compiler does for several at a time.
+#[inline(always)]
+fn log2(x: f64) -> f64 {
+    // The exponent and a mantissa within the root of 2 about 1.
+    const HALF: u64 = 0x3fe6_a09e_0000_0000;
+    let bits = x.to_bits() - HALF;
+    // The exponent as a double: its bits become the lowest of 2^52.
+    let exponent = f64::from_bits(0x4330_0000_0000_0000 | bits >> 52) - 4_503_599_627_370_496.0;
+    let mantissa = f64::from_bits((bits & 0x000f_ffff_ffff_ffff) + HALF);
+    let s = (mantissa - 1.0) / (mantissa + 1.0);
+    let q = s * s;
+    let series = 1.0 / 9.0 + q * (1.0 / 11.0);
+    let series = 1.0 / 5.0 + q * (1.0 / 7.0 + q * series);
+    exponent + s * (1.0 + q * (1.0 / 3.0 + q * series)) * (2.0 * std::f64::consts::LOG2_E)
+}
+
+/// The logarithms of frequencies, to the base of 2.
+static LOGARITHMS: LazyLock<Vec<f64>> = LazyLock::new(|| {
+    let ones = std::iter::once(0.0);
+    ones.chain((1..=4096u32).map(|f| f64::from(f).log2()))
+        .collect()
+});
+
+/// The logarithm of a frequency; of 0 it is 0.
+#[inline(always)]
+fn bits_of(frequency: u16) -> f64 {
+    LOGARITHMS[usize::from(frequency).min(4096)]
 }
 
 /// Bits of the changes in `counts` stored as patches: a distance and a value each.
@@ -162,17 +203,17 @@ fn magnitude(token: usize) -> u8 {
         .unsigned_abs()
 }
 
-fn cross_entropy(counts: &[u32; TOKENS], table: &[Interval; TOKENS], precision: u32) -> f64 {
-    let whole = f64::from(1u32 << precision);
-    let patched = (whole / f64::from(table[0].frequency.max(1))).log2() + PATCH_BITS;
+fn cross_entropy(counts: &[u32; TOKENS], frequencies: &Frequencies, precision: u32) -> f64 {
+    let whole = f64::from(precision);
+    let patched = whole - bits_of(frequencies[0].max(1)) + PATCH_BITS;
     counts
         .iter()
-        .zip(table)
+        .zip(frequencies)
         .filter(|(count, _)| **count > 0)
-        .map(|(count, interval)| {
+        .map(|(count, frequency)| {
             f64::from(*count)
-                * if interval.frequency > 0 {
-                    (whole / f64::from(interval.frequency)).log2()
+                * if *frequency > 0 {
+                    whole - bits_of(*frequency)
                 } else {
                     patched
                 }
@@ -250,36 +291,27 @@ pub(crate) fn train(histogram: &Histogram, limit: usize) -> TableSet {
             clusters.push(cluster);
         }
     }
-    let build = |precision| {
-        let frequencies: Vec<_> = clusters
+    // Few bits keep the decoder's tables in the nearest cache; sparse deltas need more to give "unchanged" its due.
+    let frequencies = |precision| -> (Vec<Frequencies>, f64) {
+        let tables: Vec<_> = clusters
             .iter()
             .map(|c| normalise(&c.counts, precision, false))
             .collect();
-        TableSet::build(precision, first, map.clone(), &frequencies)
-    };
-    let cost = |set: &TableSet| -> f64 {
-        clusters
+        let cost = clusters
             .iter()
-            .enumerate()
-            .map(|(i, c)| {
-                cross_entropy(
-                    &c.counts,
-                    set.intervals(u8::try_from(i + 1).unwrap_or(1)),
-                    set.precision(),
-                )
-            })
-            .sum()
+            .zip(&tables)
+            .map(|(c, table)| cross_entropy(&c.counts, table, precision))
+            .sum();
+        (tables, cost)
     };
-    // Few bits keep the decoder's tables in the nearest cache; sparse deltas need more to give "unchanged" its due.
-    let best = build(12);
-    let target = cost(&best) * 1.003;
+    let (best, least) = frequencies(12);
     for precision in [10, 11] {
-        let set = build(precision);
-        if cost(&set) <= target {
-            return set;
+        let (tables, cost) = frequencies(precision);
+        if cost <= least * 1.003 {
+            return TableSet::build(precision, first, map, &tables);
         }
     }
-    best
+    TableSet::build(12, first, map, &best)
 }
 
 fn is_cold(counts: &[u32; TOKENS]) -> bool {
@@ -349,38 +381,35 @@ fn normalise(counts: &[u32; TOKENS], precision: u32, all: bool) -> Frequencies {
     if out.iter().filter(|f| **f > 0).count() < 2 {
         out[1] = 1;
     }
-    let mut sum: i64 = out.iter().map(|f| i64::from(*f)).sum();
+    let sum: i64 = out.iter().map(|f| i64::from(*f)).sum();
     let whole = i64::from(whole);
-    while sum != whole {
-        // Give to or take from where one slot changes the cost least.
-        let best = (0..TOKENS)
-            .filter(|i| {
-                if sum > whole {
-                    out[*i] > 1
-                } else {
-                    out[*i] > 0 && i64::from(out[*i]) + 1 < whole
-                }
-            })
-            .map(|i| {
-                let f = f64::from(out[i]);
-                (
-                    i,
-                    if sum > whole {
-                        smooth[i] * (f / (f - 1.0)).ln()
-                    } else {
-                        -smooth[i] * ((f + 1.0) / f).ln()
-                    },
-                )
-            })
-            .min_by(|a, b| a.1.total_cmp(&b.1))
-            .map_or(0, |b| b.0);
+    // Give to or take from where one slot changes the cost least.
+    let used: Vec<usize> = (0..TOKENS).filter(|i| out[*i] > 0).collect();
+    let change = |i: usize, f: u16| {
         if sum > whole {
-            out[best] -= 1;
-            sum -= 1;
+            if f > 1 {
+                smooth[i] * (bits_of(f) - bits_of(f - 1))
+            } else {
+                f64::INFINITY
+            }
+        } else if i64::from(f) + 1 < whole {
+            -smooth[i] * (bits_of(f + 1) - bits_of(f))
         } else {
-            out[best] += 1;
-            sum += 1;
+            f64::INFINITY
         }
+    };
+    let mut changes: Vec<f64> = used.iter().map(|i| change(*i, out[*i])).collect();
+    let step = if sum > whole { -1 } else { 1 };
+    let mut left = sum.abs_diff(whole);
+    while left > 0 {
+        let least = changes.iter().copied().fold(f64::INFINITY, f64::min);
+        let Some(place) = changes.iter().position(|c| *c <= least) else {
+            break;
+        };
+        let token = used[place];
+        out[token] = out[token].saturating_add_signed(step);
+        changes[place] = change(token, out[token]);
+        left -= 1;
     }
     out
 }
@@ -403,12 +432,14 @@ fn rounded(x: f64) -> u16 {
 pub(crate) struct Lengths {
     first: i32,
     bits: Vec<[u16; TOKENS]>,
+    /// Those of token 0 alone, near each other.
+    still: Vec<u16>,
 }
 
 impl Lengths {
     pub(crate) fn new(set: &TableSet) -> Self {
-        let whole = f64::from(1u32 << set.precision());
-        let bits = set
+        let whole = f64::from(set.precision());
+        let bits: Vec<[u16; TOKENS]> = set
             .maps()
             .as_flattened()
             .iter()
@@ -419,9 +450,9 @@ impl Lengths {
                     std::array::from_fn(|t| {
                         let f = intervals[t].frequency;
                         let bits = if f > 0 {
-                            (whole / f64::from(f)).log2()
+                            whole - bits_of(f)
                         } else {
-                            (whole / f64::from(intervals[0].frequency.max(1))).log2() + PATCH_BITS
+                            whole - bits_of(intervals[0].frequency.max(1)) + PATCH_BITS
                         };
                         rounded_bits(bits * 64.0)
                     })
@@ -430,8 +461,15 @@ impl Lengths {
             .collect();
         Self {
             first: set.first(),
+            still: bits.iter().map(|bits| bits[0]).collect(),
             bits,
         }
+    }
+
+    /// The length of token 0, as [`Self::of`] has it.
+    #[inline(always)]
+    pub(crate) fn still(&self, layer: usize, scale: i32, exponent: i32) -> u16 {
+        self.still[layer * CONTEXTS + crate::context::context(scale, exponent, self.first)]
     }
 
     /// The lengths of all tokens for a weight of `exponent` in a row of `scale`, by the weight's layer.

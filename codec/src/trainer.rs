@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::{
     CodecError, Effort, EncodeOptions, SharedTables, TensorView,
     encoder::Analysis,
-    lowrank::LowRank,
+    lowrank::{self, LowRank},
     rows::Row,
     scales::{self, Model, UNCHANGED},
     tables::TableSet,
@@ -24,8 +24,8 @@ pub(crate) fn table_limit(effort: Effort) -> usize {
 /// Words of a tensor that are looked at to make tables.
 pub(crate) fn sample_words(effort: Effort) -> usize {
     match effort {
-        Effort::Fast => 1 << 14,
-        Effort::Default => 1 << 17,
+        Effort::Fast => 1 << 13,
+        Effort::Default => 1 << 15,
         Effort::Max => 1 << 18,
     }
 }
@@ -51,6 +51,12 @@ pub(crate) fn tables(samples: &[Sample], effort: Effort) -> Option<TableSet> {
     if histogram.total() == 0 {
         return None;
     }
+    // Scales that follow from means need no tables.
+    let rounds = if samples.iter().flat_map(|s| &s.rows).all(Row::is_settled) {
+        0
+    } else {
+        rounds
+    };
     for _ in 0..rounds {
         let set = train::train(&histogram, limit);
         histogram = count(samples, Some(&Lengths::new(&set)));
@@ -122,14 +128,24 @@ impl TablesTrainer {
         &mut self,
         pairs: &[TrainingPair<'_>],
     ) -> Result<Vec<Option<LowRank>>, CodecError> {
+        let analyses = pairs
+            .par_iter()
+            .map(|pair| Analysis::new(pair.target, pair.base, None))
+            .collect::<Result<Vec<_>, CodecError>>()?;
+        let sought = match self.options.effort {
+            Effort::Fast => false,
+            Effort::Default => lowrank::promising(&analyses)?,
+            Effort::Max => true,
+        };
         let counted: Vec<_> = pairs
             .par_iter()
-            .map(|pair| {
+            .zip(analyses)
+            .map(|(pair, mut analysis)| {
                 if pair.base.is_none() {
                     return Ok((None, None));
                 }
-                let mut analysis = Analysis::new(pair.target, pair.base, None)?;
-                let found = LowRank::best(&analysis, pair.candidates, self.options.effort)?;
+                let found =
+                    LowRank::best(&analysis, pair.candidates, self.options.effort, sought)?;
                 if found.is_some() {
                     analysis = Analysis::new(pair.target, pair.base, found.as_ref())?;
                 }

@@ -384,7 +384,7 @@ class Tensor:
 
     def decode_strip(self, start, end, data):
         flags = data.byte()
-        check(flags < 64 and flags & 7 <= 5, "strip flags")
+        check(flags < 64 and flags & 7 <= 6, "strip flags")
         raw = data.varint() if flags & 16 else 0
         patched = data.varint() if flags & 32 else 0
         coder = Bytes(data.take(len(data.data) - data.at - raw - patched))

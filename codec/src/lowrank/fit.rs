@@ -15,10 +15,19 @@ use crate::{CodecError, DType, Effort, TensorView, encoder::Analysis, predictor:
 
 /// Shorter sides than this are not worth factors.
 const LEAST_SIDE: usize = 24;
-/// Rows and columns of the block that the probe looks at.
+/// Rows and columns of the block that the probe looks at, the dimensions that it takes away, and how much of the noise may
+/// then be left: less than all, for the dimensions are those in which there is most.
 const PROBE: (usize, usize) = (256, 256);
-/// Dimensions that the probe takes away, and singular values that are then found of the whole: more where few do not do.
 const PROBED: usize = 96;
+const PROBE_LEFT: f64 = 0.8;
+/// The same of a first glance, which knows adapters of small rank.
+const GLANCE: (usize, usize) = (64, 64);
+const GLANCED: usize = 32;
+const GLANCE_LEFT: f64 = 0.9;
+/// Matrices of a model that are looked at first, and of those that are no adapter's at a glance, those that are probed.
+const GLANCES: usize = 8;
+const PROBES: usize = 2;
+/// Singular values that are found of the whole: more where few do not do.
 const FOUND: [usize; 2] = [40, 88];
 /// Steps of subspace iteration, and of the approach to the intervals by effort.
 const PASSES: usize = 4;
@@ -76,7 +85,17 @@ impl Intervals for Gap<'_, '_> {
         middle: &mut [f32],
         half: &mut [f32],
     ) -> Result<(), CodecError> {
-        let words = rows.start * self.cols..rows.end * self.cols;
+        self.read_words(rows.start * self.cols..rows.end * self.cols, middle, half)
+    }
+}
+
+impl Gap<'_, '_> {
+    fn read_words(
+        &self,
+        words: Range<usize>,
+        middle: &mut [f32],
+        half: &mut [f32],
+    ) -> Result<(), CodecError> {
         let base = self.analysis.base_words(words.clone())?;
         let width = self.analysis.geometry.width;
         let target = self
@@ -131,25 +150,45 @@ struct Block {
     half: Vec<f32>,
 }
 
+/// Neighbouring columns that a block takes together.
+const TOGETHER: usize = 16;
+
 impl Block {
-    fn of(gap: &Gap<'_, '_>) -> Result<Self, CodecError> {
-        let (rows, cols) = (gap.rows.min(PROBE.0), gap.cols.min(PROBE.1));
-        let (mut row, mut halves) = (vec![0f32; gap.cols], vec![0f32; gap.cols]);
+    /// Of so many rows and columns, spread evenly, or of fewer where there are no more.
+    fn of(gap: &Gap<'_, '_>, (rows, cols): (usize, usize)) -> Result<Self, CodecError> {
+        let (rows, cols) = (gap.rows.min(rows), gap.cols.min(cols));
         let mut this = Self {
             cols,
-            middle: Vec::with_capacity(rows * cols),
-            half: Vec::with_capacity(rows * cols),
+            middle: vec![0.0; rows * cols],
+            half: vec![0.0; rows * cols],
         };
         for i in 0..rows {
-            let at = i * gap.rows / rows;
-            gap.read(at..at + 1, &mut row, &mut halves)?;
-            for j in 0..cols {
-                let at = j * gap.cols / cols;
-                this.middle.push(row[at]);
-                this.half.push(halves[at]);
+            let row = i * gap.rows / rows * gap.cols;
+            for j in (0..cols).step_by(TOGETHER) {
+                let n = TOGETHER.min(cols - j);
+                let from = row + (j * gap.cols / cols).min(gap.cols - n);
+                let at = i * cols + j;
+                gap.read_words(
+                    from..from + n,
+                    &mut this.middle[at..at + n],
+                    &mut this.half[at..at + n],
+                )?;
             }
         }
         Ok(this)
+    }
+
+    /// Squares of the middles, and of what intervals' uniform noise would be.
+    fn energies(&self) -> (f64, f64) {
+        let pairs = self.middle.iter().zip(&self.half);
+        pairs
+            .filter(|(_, half)| half.is_finite())
+            .fold((0.0, 0.0), |(energy, noise), (m, h)| {
+                (
+                    energy + f64::from(*m) * f64::from(*m),
+                    noise + f64::from(*h) * f64::from(*h) / 3.0,
+                )
+            })
     }
 }
 
@@ -173,6 +212,87 @@ impl Intervals for Block {
         half.copy_from_slice(&self.half[range]);
         Ok(())
     }
+}
+
+/// What a block of a matrix says about the update.
+struct Glance {
+    /// Squares of the middles.
+    energy: f64,
+    /// Rounding mostly swallowed the update: it says nothing.
+    swallowed: bool,
+    /// Little but noise is left beside few dimensions.
+    near: bool,
+}
+
+impl Glance {
+    fn of(
+        gap: &Gap<'_, '_>,
+        size: (usize, usize),
+        dimensions: usize,
+        most: f64,
+    ) -> Result<Self, CodecError> {
+        let block = Block::of(gap, size)?;
+        let (energy, noise) = block.energies();
+        if energy <= 2.0 * noise {
+            return Ok(Self {
+                energy,
+                swallowed: true,
+                near: false,
+            });
+        }
+        let dimensions = dimensions.min(block.rows() / 2).min(block.cols() / 2);
+        let left = solve::remainder(&block, dimensions)?;
+        // Dimensions that are taken away take their share of the noise with them.
+        let share = |side: usize| 1.0 - dimensions as f64 / side as f64;
+        let noise = noise * share(block.rows()) * share(block.cols());
+        Ok(Self {
+            energy,
+            swallowed: false,
+            near: left < most * noise + UNSEEN_ENERGY * energy,
+        })
+    }
+}
+
+/// Whether it is worth asking of each matrix of a model if its update is low-rank but for rounding. Adapters are merged into
+/// many matrices of a model, so a few tell.
+pub(crate) fn promising(analyses: &[Analysis<'_>]) -> Result<bool, CodecError> {
+    let gaps: Vec<Gap<'_, '_>> = analyses
+        .iter()
+        .filter(|a| matches!(a.predictor.adjust, Adjust::None))
+        .filter_map(Gap::new)
+        .collect();
+    let count = gaps.len();
+    // In an order that jumps about, so that all layers and kinds of matrices have their turn.
+    let step = (count * 5 / 8..).find(|step| gcd(*step, count) == 1);
+    let mut place = 0;
+    let (mut near, mut far) = (0, Vec::new());
+    for _ in 0..count {
+        let gap = &gaps[place];
+        place = (place + step.unwrap_or(1)) % count;
+        let glance = Glance::of(gap, GLANCE, GLANCED, GLANCE_LEFT)?;
+        if glance.near {
+            near += 1;
+        } else if !glance.swallowed {
+            far.push(gap);
+        }
+        if near + far.len() >= GLANCES {
+            break;
+        }
+    }
+    if near >= far.len() {
+        return Ok(near > 0);
+    }
+    // Of large rank, perhaps.
+    for gap in far.iter().take(PROBES) {
+        if !Glance::of(gap, PROBE, PROBED, PROBE_LEFT)?.near {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// The largest singular value that rounding noise alone has (the edge of Marchenko and Pastur's law).
@@ -372,16 +492,8 @@ pub(crate) fn fit(analysis: &Analysis<'_>, effort: Effort) -> Result<Option<LowR
         return Ok(None);
     };
     let (rows, cols) = (gap.rows, gap.cols);
-    let block = Block::of(&gap)?;
-    let probed = PROBED.min(block.rows() / 2).min(block.cols() / 2);
-    let probe = solve::remainder(&block, probed)?;
-    // Dimensions that are taken away take their share of the noise with them.
-    let share = |side: usize| 1.0 - probed as f64 / side as f64;
-    let noise = probe.noise * share(block.rows()) * share(block.cols());
-    // An update that rounding mostly swallowed says nothing.
-    let near =
-        probe.energy > 2.0 * probe.noise && probe.left < 1.5 * noise + UNSEEN_ENERGY * probe.energy;
-    if probe.energy == 0.0 || (!near && effort != Effort::Max) {
+    let Glance { energy, near, .. } = Glance::of(&gap, PROBE, PROBED, PROBE_LEFT)?;
+    if energy == 0.0 || (!near && effort != Effort::Max) {
         return Ok(None);
     }
     let (mut spectrum, mut exact) = (solve::spectrum(&gap, FOUND[0], PASSES)?, None);

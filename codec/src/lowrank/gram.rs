@@ -25,10 +25,10 @@ pub(crate) fn of_rows(wide: &[f32], n: usize) -> Gram {
     let mut gram = vec![0f64; n * n];
     for start in (0..cols).step_by(PANEL) {
         let k = PANEL.min(cols - start);
-        let panel: Vec<f64> = wide
-            .chunks_exact(cols)
-            .flat_map(|row| row[start..start + k].iter().map(|x| f64::from(*x)))
-            .collect();
+        let mut panel = Vec::with_capacity(n * k);
+        for row in wide.chunks_exact(cols) {
+            panel.extend(row[start..start + k].iter().map(|x| f64::from(*x)));
+        }
         add_square(&panel, k, n, [k, 1], &mut gram);
     }
     gram

@@ -24,6 +24,7 @@ use crate::{
 use factors::Entry;
 pub use fit::{Unmerged, unmerge};
 use fit::{cheapest, fit};
+pub(crate) use fit::promising;
 pub(crate) use predict::{BELOW, CLASSES, Class};
 use predict::{Factors, Rounding};
 
@@ -69,16 +70,17 @@ impl LowRank {
         fit(&Analysis::new(target, Some(base), None)?, effort)
     }
 
-    /// The candidate that makes the tensor smallest, if one makes it smaller; else what [`Self::find`] finds.
+    /// The candidate that makes the tensor smallest, if one makes it smaller; else what [`Self::find`] finds, if it is `sought`.
     pub(crate) fn best(
         analysis: &Analysis<'_>,
         candidates: &[Self],
         effort: Effort,
+        sought: bool,
     ) -> Result<Option<Self>, CodecError> {
         if let Some(best) = cheapest(analysis, candidates, effort)? {
             return Ok(Some(best));
         }
-        fit(analysis, effort)
+        if sought { fit(analysis, effort) } else { Ok(None) }
     }
 
     /// The prediction that an adapter makes.

@@ -254,32 +254,19 @@ fn orthonormal_rows(wide: &[f32], rank: usize) -> Vec<f32> {
     gram::times_rows(&root, wide, rank)
 }
 
-/// What is left of the middles beside the dimensions that hold most of them.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Remainder {
-    pub(crate) left: f64,
-    /// Squares of the middles.
-    pub(crate) energy: f64,
-    /// Squares that rounding alone would leave.
-    pub(crate) noise: f64,
-}
-
-/// What is left beside `rank` dimensions found by one random projection: where there are no more, (less than) the noise.
-pub(crate) fn remainder(source: &impl Intervals, rank: usize) -> Result<Remainder, CodecError> {
+/// What is left of the squares of the middles beside `rank` dimensions, found by two steps of subspace iteration: where there
+/// are no more, (less than) the noise.
+pub(crate) fn remainder(source: &impl Intervals, rank: usize) -> Result<f64, CodecError> {
+    let all = Start { terms: Vec::new() };
     let basis = random_rows(rank, source.cols());
-    let found = pass(source, &Start { terms: Vec::new() }, &basis, rank, false)?;
-    let (energy, noise) = (found.energy, found.noise);
-    let (pair, _) = project(found, rank);
-    let held: f64 = pair
-        .right
+    let (_, basis) = project(pass(source, &all, &basis, rank, false)?, rank);
+    let found = pass(source, &all, &basis, rank, false)?;
+    let root = gram::inverse_root(&gram::of_columns(&found.left, rank), rank);
+    let held: f64 = gram::times_rows(&root, &found.right, rank)
         .iter()
         .map(|x| f64::from(*x) * f64::from(*x))
         .sum();
-    Ok(Remainder {
-        left: energy - held,
-        energy,
-        noise,
-    })
+    Ok(found.energy - held)
 }
 
 fn random_rows(rank: usize, cols: usize) -> Vec<f32> {

@@ -1,0 +1,325 @@
+//! The passes of a strip with AVX-512. Each gives what its twin in `avx2` and its portable one in `passes` and `rans` give,
+//! bit for bit.
+//!
+//! Functions here are safe to call only on a CPU with the extensions that [`available`] tells; slices are checked, so that no
+//! input makes them read or write outside.
+
+use std::arch::x86_64::{
+    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_abs_epi32, _mm512_add_epi32, _mm512_and_si512, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_epi8, _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvtepu8_epi32, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
+};
+
+use crate::{
+    avx2::MARGIN,
+    context::Exponent,
+    passes::{self, GROUP},
+    rans::{AHEAD, MOST},
+    tables::{TOKENS, TableSet},
+};
+
+/// Whether this CPU has what the functions here need.
+#[inline]
+pub(crate) fn available() -> bool {
+    std::arch::is_x86_feature_detected!("avx512f")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("avx512dq")
+        && std::arch::is_x86_feature_detected!("avx512cd")
+        && std::arch::is_x86_feature_detected!("avx512vbmi2")
+        && std::arch::is_x86_feature_detected!("popcnt")
+        && std::arch::is_x86_feature_detected!("bmi1")
+}
+
+/// Decodes groups of `L` tokens while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
+pub(crate) unsafe fn groups<const L: usize>(
+    states: &mut [u32; MOST],
+    words: &[u8],
+    limit: usize,
+    tables: &[u8],
+    set: &TableSet,
+    tokens: &mut [u8],
+) -> (usize, usize) {
+    let precision = set.precision();
+    let slots = set.slots();
+    let last = set.tables().wrapping_sub(1);
+    let limit = limit.min(words.len().saturating_sub(MARGIN - 1));
+    if set.tables() == 0 || slots.len() < set.tables() << precision {
+        return (0, 0);
+    }
+    let count = tables.len().min(tokens.len()) / L * L;
+    let mut at = 0;
+    let mut done = 0;
+    // SAFETY: tables are cut to those of the set, whose slots are all there; `at` stays below `limit` before a group, which
+    // leaves MARGIN bytes to read; `done + L <= count`, the length of both `tables` and `tokens`.
+    unsafe {
+        let mut x: [__m512i; 4] =
+            std::array::from_fn(|i| _mm512_loadu_si512(states.as_ptr().add(16 * i).cast()));
+        let one = _mm_set1_epi8(1);
+        let most = _mm_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
+        let low = _mm512_set1_epi32((1 << precision) - 1);
+        let shift = _mm_cvtsi32_si128(precision.cast_signed());
+        let offset = _mm512_set1_epi32(0xfff);
+        let lower = _mm512_set1_epi32(1 << 16);
+        let source = slots.as_ptr();
+        while done < count && at < limit {
+            macro_rules! lanes {
+                ($i:literal) => {
+                let t = _mm_loadu_si128(tables.as_ptr().add(done + 16 * $i).cast());
+                let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
+                let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(t), shift);
+                let index = _mm512_or_si512(table, _mm512_and_si512(x[$i], low));
+                let slot = _mm512_i32gather_epi32::<4>(index, source.cast());
+                _mm_storeu_si128(
+                    tokens.as_mut_ptr().add(done + 16 * $i).cast(),
+                    _mm512_cvtepi32_epi8(slot),
+                );
+                let y = _mm512_add_epi32(
+                    _mm512_mullo_epi32(
+                        _mm512_srli_epi32::<20>(slot),
+                        _mm512_srl_epi32(x[$i], shift),
+                    ),
+                    _mm512_and_si512(_mm512_srli_epi32::<8>(slot), offset),
+                );
+                let wants = _mm512_cmplt_epu32_mask(y, lower);
+                let next =
+                    _mm512_cvtepu16_epi32(_mm256_loadu_si256(words.as_ptr().add(at).cast()));
+                let dealt = _mm512_maskz_expand_epi32(wants, next);
+                x[$i] = _mm512_mask_or_epi32(y, wants, _mm512_slli_epi32::<16>(y), dealt);
+                at += 2 * wants.count_ones() as usize;
+                };
+            }
+            lanes!(0);
+            lanes!(1);
+            if L == MOST {
+                lanes!(2);
+                lanes!(3);
+            }
+            done += L;
+        }
+        for (i, x) in x.iter().enumerate() {
+            _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *x);
+        }
+    }
+    (at, done)
+}
+
+/// Codes whole groups of `L` tokens from the last to the first, as `rans::encode` does; returns how many tokens are left to do:
+/// all, where the slices are not as they should be. Words are written up to `at` and before it, and as many before those that
+/// count as a vector holds.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
+pub(crate) unsafe fn encode<const L: usize>(
+    states: &mut [u32; MOST],
+    tables: &[u8],
+    tokens: &[u8],
+    set: &TableSet,
+    words: &mut [u16],
+    at: &mut usize,
+    missing: &mut Vec<u32>,
+) -> usize {
+    let precision = set.precision();
+    let codes = set.codes();
+    let last = set.tables().wrapping_sub(1);
+    let count = tables.len();
+    if !(10..=12).contains(&precision)
+        || set.tables() == 0
+        || codes.len() < set.tables() * TOKENS
+        || !count.is_multiple_of(L)
+        || tokens.len() != count
+        || *at < count + AHEAD / 2
+        || words.len() <= *at
+    {
+        return count;
+    }
+    // SAFETY: tables are cut to those of the set, whose codes are all there; at most one word a token is counted, so that sixteen
+    // words up to `at` are inside `words` until all tokens are done.
+    unsafe {
+        let mut x: [__m512i; 4] =
+            std::array::from_fn(|i| _mm512_loadu_si512(states.as_ptr().add(16 * i).cast()));
+        let one = _mm_set1_epi8(1);
+        let most = _mm_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
+        let low = _mm512_set1_epi32(0xffff);
+        let up = _mm_cvtsi32_si128((32 - precision).cast_signed());
+        let shift = _mm_cvtsi32_si128(precision.cast_signed());
+        let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let ones = _mm512_set1_ps(1.0);
+        let mut from = count;
+        while from > 0 {
+            from -= L;
+            macro_rules! lanes {
+                ($i:literal) => {
+                let first = from + 16 * $i;
+                let t = _mm_loadu_si128(tables.as_ptr().add(first).cast());
+                let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
+                let base = _mm512_slli_epi32::<8>(_mm512_cvtepu8_epi32(t));
+                let token = _mm_loadu_si128(tokens.as_ptr().add(first).cast());
+                let index = _mm512_or_si512(base, _mm512_cvtepu8_epi32(token));
+                let mut code = _mm512_i32gather_epi32::<4>(index, codes.as_ptr().cast());
+                let none = _mm512_testn_epi32_mask(code, low);
+                if none != 0 {
+                    // Coded as 0, and patched.
+                    code =
+                        _mm512_mask_i32gather_epi32::<4>(code, none, base, codes.as_ptr().cast());
+                    let mut rest = none;
+                    while rest != 0 {
+                        let lane = 15 - rest.leading_zeros() as usize;
+                        rest ^= 1 << lane;
+                        missing.push(u32::try_from(first + lane).unwrap_or(u32::MAX));
+                    }
+                }
+                let frequency = _mm512_and_si512(code, low);
+                let full = _mm512_cmpge_epu32_mask(x[$i], _mm512_sll_epi32(frequency, up));
+                // The words that leave, the last one at `at`.
+                let n = full.count_ones();
+                let leaving = _mm512_maskz_compress_epi32(full, x[$i]);
+                let turn = _mm512_add_epi32(places, _mm512_set1_epi32(n.cast_signed()));
+                let leaving = _mm512_permutexvar_epi32(turn, leaving);
+                _mm256_storeu_si256(
+                    words.as_mut_ptr().add(*at - 15).cast(),
+                    _mm512_cvtepi32_epi16(leaving),
+                );
+                *at -= n as usize;
+                let y = _mm512_mask_srli_epi32::<16>(x[$i], full, x[$i]);
+                // Below 2^22 and so off by one at most. The reciprocal does not wait for the state.
+                let inverse = _mm512_div_ps(ones, _mm512_cvtepu32_ps(frequency));
+                let q = _mm512_cvttps_epu32(_mm512_mul_ps(_mm512_cvtepu32_ps(y), inverse));
+                let r = _mm512_sub_epi32(y, _mm512_mullo_epi32(q, frequency));
+                let over = _mm512_cmplt_epi32_mask(r, _mm512_setzero_si512());
+                let q = _mm512_mask_sub_epi32(q, over, q, _mm512_set1_epi32(1));
+                let r = _mm512_mask_add_epi32(r, over, r, frequency);
+                let under = _mm512_cmpge_epi32_mask(r, frequency);
+                let q = _mm512_mask_add_epi32(q, under, q, _mm512_set1_epi32(1));
+                let r = _mm512_mask_sub_epi32(r, under, r, frequency);
+                let start = _mm512_srli_epi32::<16>(code);
+                x[$i] = _mm512_add_epi32(_mm512_sll_epi32(q, shift), _mm512_add_epi32(r, start));
+                };
+            }
+            if L == MOST {
+                lanes!(3);
+                lanes!(2);
+            }
+            lanes!(1);
+            lanes!(0);
+        }
+        for (i, x) in x.iter().enumerate() {
+            _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *x);
+        }
+    }
+    0
+}
+
+/// The tokens of whole groups of words of two or four bytes, and which of them changed and have raw bits: as `passes::tokens`,
+/// but with the tokens of those too. The magnitudes of coded words with raw bits are appended to `sizes`.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
+pub(crate) unsafe fn tokens<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    float: bool,
+    masks: &[u32],
+    tokens: &mut [u8],
+    found: (&mut Vec<u32>, &mut Vec<u32>, &mut Vec<u32>),
+) {
+    let (changed, wide, sizes) = found;
+    let groups = ((target.len().min(prediction.len()) / W).min(tokens.len()) / GROUP).min(masks.len());
+    let (log, sub) = crate::token::shape(W);
+    let (log, sub) = (log.cast_signed(), sub.cast_signed());
+    let zero = _mm512_setzero_si512();
+    // Two bytes are taken to the upper half, where their difference wraps as it should.
+    let flipped = _mm512_set1_epi32(match (float, W) {
+        (false, _) => 0,
+        (true, 2) => 0x7fff_0000,
+        _ => i32::MAX,
+    });
+    let order = |x| _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi32::<31>(x), flipped));
+    let direct = _mm512_set1_epi32(1 << log);
+    // 31 - leading zeros is the place of the leading one.
+    let octave = _mm512_set1_epi32(31 - log);
+    let shift = _mm512_set1_epi32(31 - sub);
+    let rest = _mm512_set1_epi32((1 << sub) - 1);
+    let sub_shift = _mm_cvtsi32_si128(sub);
+    let mut count = sizes.len();
+    for (group, mask) in masks[..groups].iter().enumerate() {
+        if sizes.capacity() < count + 2 * GROUP {
+            // SAFETY: all below `count` is written.
+            unsafe { sizes.set_len(count) };
+            sizes.reserve((groups - group) * 8 + 2 * GROUP);
+        }
+        let (mut moved, mut large) = (0u32, 0u32);
+        for half in 0..2usize {
+            let at = group * GROUP + 16 * half;
+            // SAFETY: the group's words and bytes are inside the slices; there is room for sixteen sizes.
+            unsafe {
+                let (t, p) = (
+                    target.as_ptr().add(at * W),
+                    prediction.as_ptr().add(at * W),
+                );
+                let d = if W == 2 {
+                    let load = |from: *const u8| {
+                        _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
+                            from.cast(),
+                        )))
+                    };
+                    _mm512_srai_epi32::<16>(_mm512_sub_epi32(order(load(t)), order(load(p))))
+                } else {
+                    _mm512_sub_epi32(
+                        order(_mm512_loadu_si512(t.cast())),
+                        order(_mm512_loadu_si512(p.cast())),
+                    )
+                };
+                let size = _mm512_abs_epi32(d);
+                let different = _mm512_test_epi32_mask(d, d);
+                let long = _mm512_cmpge_epu32_mask(size, direct);
+                // No branch: that there is none of these is as good as random.
+                let zeros = _mm512_lzcnt_epi32(size);
+                let bucket = _mm512_sll_epi32(_mm512_sub_epi32(octave, zeros), sub_shift);
+                let next = _mm512_and_si512(
+                    _mm512_srlv_epi32(size, _mm512_sub_epi32(shift, zeros)),
+                    rest,
+                );
+                let far = _mm512_add_epi32(direct, _mm512_add_epi32(bucket, next));
+                let negative = _mm512_cmplt_epi32_mask(d, zero);
+                let far = _mm512_mask_sub_epi32(far, negative, zero, far);
+                let token = _mm512_mask_mov_epi32(d, long, far);
+                let kept = long & u16::try_from(mask >> (16 * half) & 0xffff).unwrap_or(0);
+                _mm512_storeu_si512(
+                    sizes.as_mut_ptr().add(count).cast(),
+                    _mm512_maskz_compress_epi32(kept, size),
+                );
+                count += kept.count_ones() as usize;
+                _mm_storeu_si128(
+                    tokens.as_mut_ptr().add(at).cast(),
+                    _mm512_cvtepi32_epi8(token),
+                );
+                moved |= u32::from(different) << (16 * half);
+                large |= u32::from(long) << (16 * half);
+            }
+        }
+        changed.push(moved);
+        wide.push(large);
+    }
+    // SAFETY: all below `count` is written.
+    unsafe { sizes.set_len(count) };
+}
+
+/// [`passes::measure_plainly`] by this CPU's vectors.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi2,popcnt,bmi1")]
+pub(crate) unsafe fn measure<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    exponent: Exponent,
+    mantissa: u32,
+    float: bool,
+) -> (usize, f32) {
+    passes::measure_plainly::<W>(target, prediction, exponent, mantissa, float)
+}
