@@ -105,7 +105,7 @@ impl DType {
     }
 
     /// Bytes of one coded word: packed types are coded as bytes, complex numbers as two floats.
-    pub(crate) fn word_bytes(self) -> usize {
+    pub fn word_bytes(self) -> usize {
         match self.bits() {
             16 => 2,
             32 => 4,

@@ -4,6 +4,8 @@ use crate::{DType, TensorView, cast::word_value, word::load};
 
 /// Elements of a chunk that is summed before it is added to the total.
 const CHUNK: usize = 1 << 16;
+/// Sums of a chunk that go on side by side, element `i` in sum `i % LANES`: a GPU's warp adds in the same order.
+const LANES: usize = 32;
 
 /// Reads the word at an index.
 type Load = fn(&[u8], usize) -> u64;
@@ -53,8 +55,9 @@ impl DeltaStats {
         }
         let mut all = Self::default();
         for start in (0..count).step_by(CHUNK) {
-            let mut part = Self::default();
+            let mut parts = [Self::default(); LANES];
             for i in start..count.min(start + CHUNK) {
+                let part = &mut parts[(i - start) % LANES];
                 let (t, b) = (t_load(target.data, i), b_load(base.data, i));
                 let (x, y) = (word_value(t_type, t), word_value(b_type, b));
                 part.count += 1;
@@ -73,7 +76,7 @@ impl DeltaStats {
                     part.target_sq += x * x;
                 }
             }
-            all.merge(&part);
+            all.merge(&halved(parts));
         }
         Some(all)
     }
@@ -126,6 +129,19 @@ impl DeltaStats {
             _ => 0.0,
         }
     }
+}
+
+/// The parts added by halves: the upper to the lower, until one is left.
+fn halved(mut parts: [DeltaStats; LANES]) -> DeltaStats {
+    let mut half = LANES / 2;
+    while half > 0 {
+        let (low, high) = parts.split_at_mut(half);
+        for (to, from) in low.iter_mut().zip(high) {
+            to.merge(from);
+        }
+        half /= 2;
+    }
+    parts[0]
 }
 
 /// Statistics of one tensor. NaN and infinities are counted and left out of the rest.

@@ -126,6 +126,19 @@ impl LowRank {
         self.coded.len()
     }
 
+    /// The factors, ready to be multiplied, of a tensor of this dtype and shape.
+    ///
+    /// # Errors
+    /// A tensor that is no matrix of F32, F16 or BF16, and factors that do not fit it.
+    pub fn matrices(&self, dtype: DType, shape: &[u64]) -> Result<Matrices, CodecError> {
+        let common = shape
+            .iter()
+            .try_fold(1u64, |n, d| n.checked_mul(*d))
+            .and_then(|n| usize::try_from(n).ok())
+            .ok_or_else(|| corrupt("dtype and shape make no tensor"))?;
+        Update::open(self, Some(dtype), shape, common).map(Matrices)
+    }
+
     /// Appends the section of the tensor's header.
     pub(crate) fn put(&self, out: &mut Vec<u8>) {
         put_varint(out, self.coded.len() as u64);
@@ -298,6 +311,53 @@ impl Update {
     pub(crate) fn apply(&self, first: usize, words: &mut [u8], classes: &mut Vec<Class>) {
         self.factors
             .apply(self.dtype, self.rounding, first, words, classes);
+    }
+}
+
+/// The factors of a low-rank prediction as they are multiplied: what another device needs to predict the same words.
+#[derive(Clone, Debug)]
+pub struct Matrices(Update);
+
+impl Matrices {
+    /// The dtype of base and prediction.
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
+    }
+
+    /// Columns of both factors' product.
+    pub fn cols(&self) -> usize {
+        self.0.factors.cols
+    }
+
+    /// Columns of the left factor and rows of the right one.
+    pub fn rank(&self) -> usize {
+        self.0.factors.rank
+    }
+
+    /// What multiplies the finished sum.
+    pub fn scale(&self) -> f32 {
+        self.0.factors.scale()
+    }
+
+    /// Whether the update is rounded to the dtype before it joins the base.
+    pub fn rounded(&self) -> bool {
+        self.0.rounding == Rounding::Twice
+    }
+
+    /// The left factor, row after row.
+    pub fn left(&self) -> &[f32] {
+        self.0.factors.left()
+    }
+
+    /// The right factor, row after row.
+    pub fn right(&self) -> Vec<f32> {
+        self.0.factors.right()
+    }
+
+    /// Replaces the base's words from the `first` on by predictions. Each has a class: how far its unrounded value lies from
+    /// where it would round to another word (0 to 15, in half octaves; 0x80 is added below the word), the residual's context.
+    pub fn predict(&self, first: usize, words: &mut [u8], classes: &mut Vec<u8>) {
+        self.0.apply(first, words, classes);
     }
 }
 

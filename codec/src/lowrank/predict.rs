@@ -77,9 +77,21 @@ impl Factors {
             .unwrap_or(&[0.0; LANES])
     }
 
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn scale(&self) -> f32 {
         self.scale
+    }
+
+    /// The left factor, row after row.
+    pub(super) fn left(&self) -> &[f32] {
+        &self.left
+    }
+
+    /// The right factor, row after row, without the zeros behind each.
+    pub(super) fn right(&self) -> Vec<f32> {
+        self.right
+            .chunks_exact(self.cols + LANES)
+            .flat_map(|row| row.iter().take(self.cols).copied())
+            .collect()
     }
 
     /// Replaces the words `first..` of the base in `words` by predictions and says where each lies.

@@ -1,0 +1,35 @@
+//! The codec's functions on an NVIDIA GPU, bit for bit as the CPU computes them.
+//!
+//! Nothing of CUDA is needed to build or to run: the driver is looked for at run time ([`probe`]), and what is not there is a
+//! reason in words. Kernels are PTX in this binary, made of `gpu/kernels/*.cu` by `cargo xtask kernels`.
+//!
+//! ```
+//! use sparse_gpu::{Choice, probe};
+//! match probe() {
+//!     Ok(found) => println!("{found}"),
+//!     Err(absent) => println!("no GPU: {absent}"),
+//! }
+//! // `auto` takes the CPU where there is no GPU; `cuda` would be an error that says why.
+//! assert!(Choice::Auto.open().is_ok());
+//! ```
+
+mod choice;
+mod device;
+mod error;
+mod int8;
+mod kernels;
+mod lowrank;
+mod probe;
+mod resident;
+mod stats;
+mod streamed;
+
+pub use choice::Choice;
+pub use device::Device;
+pub use error::GpuError;
+pub use int8::{Quantised, Segments};
+pub use kernels::kernels;
+pub use lowrank::DeviceMatrices;
+pub use probe::{Absent, Found, probe};
+pub use resident::{Resident, Update};
+pub use streamed::{Ran, Ring, predict_streamed};

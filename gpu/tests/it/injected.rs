@@ -1,0 +1,208 @@
+//! Errors of the driver, at every call in turn: each comes back as an error, nothing is half-done, and the next device works.
+//! For the stand-in only.
+
+use std::ffi::{CString, c_char, c_int};
+
+use cudarc::driver::sys;
+use sparse_codec::{DType, DeltaStats, Matrices};
+use sparse_gpu::{
+    Choice, Device, GpuError, Ran, Resident, Ring, Segments, Update, predict_streamed,
+};
+
+use crate::suite::{Numbers, matrices, view};
+
+fn inject(text: &str) {
+    let text = CString::new(text).unwrap();
+    // SAFETY: the symbol is the stand-in's, and the text a C string.
+    unsafe {
+        let set = sys::culib()
+            .get::<unsafe extern "C" fn(*const c_char) -> c_int>(b"standin_inject\0")
+            .unwrap();
+        assert_eq!(set(text.as_ptr()), 0);
+    }
+}
+
+/// 0, 1, 2, ..., then ever farther apart.
+fn growing() -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(0), |n| Some(n + 1 + n / 16)).take_while(|n| *n < 5000)
+}
+
+fn clear() {
+    inject("");
+}
+
+/// Does work with the Nth call of a kind failing, for N that grow, until it succeeds; how many such calls it makes, about.
+fn at_every_call(kind: &str, mut work: impl FnMut() -> Result<(), GpuError>) -> usize {
+    // The library must be there before it is told to fail.
+    drop(Device::open().unwrap());
+    for n in growing() {
+        inject(&format!("{kind}:{n}"));
+        let result = work();
+        clear();
+        match result {
+            Ok(()) => return n,
+            Err(error) => {
+                let told = match kind {
+                    "alloc" | "pinned" => matches!(error, GpuError::Memory { .. }),
+                    _ => matches!(error, GpuError::Driver { .. }),
+                };
+                assert!(told, "{kind}:{n}: {error:?}");
+            }
+        }
+    }
+    panic!("{kind}: it never succeeds");
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn statistics_and_int8_fail_cleanly() {
+    let mut numbers = Numbers(3);
+    let (base, target) = (
+        numbers.words(DType::BF16, 3000, false),
+        numbers.words(DType::BF16, 3000, false),
+    );
+    let shape = [30, 100];
+    let (base, target) = (
+        view(DType::BF16, &shape, &base),
+        view(DType::BF16, &shape, &target),
+    );
+    let wanted = DeltaStats::of(target, base).unwrap();
+    for (kind, least) in [("alloc", 5), ("launch", 4), ("lost", 40)] {
+        let failed = at_every_call(kind, || {
+            let device = Device::open()?;
+            assert_eq!(device.delta_stats(target, base)?.unwrap(), wanted);
+            let segments = Segments::rows(100);
+            let quantised = device.int8_quantise(target, Some(base), segments)?;
+            device.int8_apply(base, &quantised, segments)?;
+            Ok(())
+        });
+        assert!(failed >= least, "{kind}: {failed}");
+    }
+}
+
+struct Streamed {
+    matrices: Matrices,
+    words: Vec<u8>,
+    wanted: Vec<u8>,
+    classes: Vec<u8>,
+}
+
+impl Streamed {
+    fn new() -> Self {
+        let mut numbers = Numbers(9);
+        let matrices = matrices(DType::BF16, 20, 60, 2, 1.0, false, &mut numbers);
+        let words = numbers.words(DType::BF16, 1200, false);
+        let (mut wanted, mut classes) = (words.clone(), Vec::new());
+        matrices.predict(0, &mut wanted, &mut classes);
+        Self {
+            matrices,
+            words,
+            wanted,
+            classes,
+        }
+    }
+
+    /// What was written is the beginning of what is wanted, all of it on success.
+    fn run(&self, choice: Choice) -> Result<Ran, GpuError> {
+        let (mut out, mut places) = (Vec::new(), Vec::new());
+        let result = predict_streamed(
+            choice,
+            &self.matrices,
+            Ring {
+                chunk: 130,
+                slots: 3,
+            },
+            1200,
+            |at, to| {
+                to.copy_from_slice(&self.words[at..at + to.len()]);
+                Ok(())
+            },
+            |words, classes| {
+                out.extend_from_slice(words);
+                places.extend_from_slice(classes);
+                Ok::<_, GpuError>(())
+            },
+        );
+        assert!(self.wanted.starts_with(&out) && self.classes.starts_with(&places));
+        if result.is_ok() {
+            assert_eq!((out.len(), places.len()), (2400, 1200));
+        }
+        result
+    }
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn a_stream_that_must_have_a_gpu_fails_cleanly() {
+    let streamed = Streamed::new();
+    for (kind, least) in [("alloc", 11), ("pinned", 9), ("launch", 10), ("lost", 100)] {
+        let failed = at_every_call(kind, || {
+            let ran = streamed.run(Choice::Cuda)?;
+            assert_eq!((ran.device, ran.cpu), (1200, 0));
+            Ok(())
+        });
+        assert!(failed >= least, "{kind}: {failed}");
+    }
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn a_stream_goes_on_on_the_cpu() {
+    let streamed = Streamed::new();
+    drop(Device::open().unwrap());
+    let mut midway = 0;
+    for kind in ["alloc", "pinned", "launch", "lost"] {
+        for n in growing() {
+            inject(&format!("{kind}:{n}"));
+            let ran = streamed.run(Choice::Auto).unwrap();
+            clear();
+            assert_eq!(ran.device + ran.cpu, 1200);
+            midway += u32::from(ran.device > 0 && ran.cpu > 0);
+            if ran.device == 1200 {
+                break;
+            }
+            assert!(n < 4000);
+        }
+    }
+    assert!(midway > 10, "{midway}");
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn a_switch_that_fails_leaves_no_mixture() {
+    let mut numbers = Numbers(21);
+    let shape = [20, 60];
+    let base = numbers.words(DType::BF16, 1200, false);
+    let base = [
+        view(DType::BF16, &shape, &base),
+        view(DType::BF16, &shape, &base),
+    ];
+    let update = matrices(DType::BF16, 20, 60, 2, 1.0, false, &mut numbers);
+    let (mut wanted, mut classes) = (base[0].data.to_vec(), Vec::new());
+    update.predict(0, &mut wanted, &mut classes);
+    let updates = [(0, Update::LowRank(&update)), (1, Update::LowRank(&update))];
+    drop(Device::open().unwrap());
+    let mut mixed = 0;
+    for kind in ["alloc", "launch", "lost"] {
+        for n in growing() {
+            let device = Device::open().unwrap();
+            let mut resident = Resident::new(&device, &base).unwrap();
+            inject(&format!("{kind}:{n}"));
+            let result = resident.switch(&updates);
+            clear();
+            if result.is_ok() {
+                assert_eq!(resident.read(1).unwrap(), wanted);
+                break;
+            }
+            assert!(matches!(resident.read(0), Err(GpuError::Broken)));
+            // Out of memory passes; another switch makes it whole.
+            if kind == "alloc" {
+                resident.switch(&updates[..1]).unwrap();
+                assert_eq!(resident.read(0).unwrap(), wanted);
+                assert_eq!(resident.read(1).unwrap(), base[1].data);
+                mixed += 1;
+            }
+        }
+    }
+    assert!(mixed >= 2);
+}

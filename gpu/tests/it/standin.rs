@@ -1,0 +1,139 @@
+//! Runs ignored tests of this binary in processes that load the stand-in, and the probe in processes that find less.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// A folder with the stand-in under the driver's name.
+fn driver() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(built(), folder.path().join("libcuda.so")).unwrap();
+    folder
+}
+
+/// The stand-in that cargo built beside this binary.
+fn built() -> PathBuf {
+    let deps = std::env::current_exe().unwrap();
+    let library = deps.with_file_name("libsparse_gpu_standin.so");
+    assert!(library.is_file(), "{} is not there", library.display());
+    library
+}
+
+/// What a process of this binary says that runs ignored tests with a folder first on the loader's path.
+fn run(folder: &Path, tests: &str, variables: &[(&str, &str)]) -> (bool, String) {
+    let mut path = folder.as_os_str().to_owned();
+    if let Some(more) = std::env::var_os("LD_LIBRARY_PATH") {
+        path.push(":");
+        path.push(more);
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args([tests, "--ignored", "--nocapture", "--test-threads", "1"])
+        .env("LD_LIBRARY_PATH", path)
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.success(), text.into_owned())
+}
+
+fn passes(tests: &str, variables: &[(&str, &str)]) {
+    let folder = driver();
+    let (good, text) = run(folder.path(), tests, variables);
+    assert!(good && !text.contains("running 0 tests"), "{text}");
+}
+
+#[test]
+fn the_suite_passes() {
+    for seed in ["1", "2"] {
+        passes("suite::", &[("SPARSE_STANDIN_SEED", seed)]);
+    }
+}
+
+#[test]
+fn planted_faults_are_told() {
+    passes("faults::", &[]);
+}
+
+#[test]
+fn injected_errors_end_cleanly() {
+    passes("injected::", &[]);
+}
+
+/// What the probe says, in a process of its own.
+#[test]
+#[ignore = "run by others"]
+fn says_what_it_finds() {
+    match sparse_gpu::probe() {
+        Ok(found) => println!("found: {found}"),
+        Err(absent) => println!("absent: {absent}"),
+    }
+    // What was asked for and is not there is an error; `auto` is not.
+    let cuda = sparse_gpu::Choice::Cuda.open();
+    match (sparse_gpu::probe(), cuda) {
+        (Ok(_), Ok(Some(_))) => {}
+        (Err(absent), Err(error)) => {
+            let text = error.to_string();
+            assert!(
+                text.contains(&absent.to_string()) && text.contains("cpu"),
+                "{text}"
+            );
+            assert!(sparse_gpu::Choice::Auto.open().unwrap().is_none());
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn probe_says(folder: &Path, variables: &[(&str, &str)], wanted: &str) {
+    let (good, text) = run(folder, "says_what_it_finds", variables);
+    assert!(good && text.contains(wanted), "wanted '{wanted}': {text}");
+}
+
+#[test]
+fn the_probe_says_what_is_missing() {
+    let folder = driver();
+    let here = folder.path();
+    probe_says(
+        here,
+        &[],
+        "found: Sparse stand-in (no GPU) (compute capability 8.0, 256 MiB, driver for CUDA 12.5",
+    );
+    probe_says(
+        here,
+        &[("SPARSE_STANDIN_DRIVER", "11080")],
+        "absent: the NVIDIA driver supports CUDA 11.8",
+    );
+    probe_says(
+        here,
+        &[("SPARSE_STANDIN_DEVICES", "0")],
+        "absent: the NVIDIA driver sees no device",
+    );
+    probe_says(
+        here,
+        &[("SPARSE_STANDIN_CAPABILITY", "75")],
+        "has compute capability 7.5",
+    );
+    probe_says(
+        here,
+        &[("SPARSE_STANDIN_FAIL", "lost:1")],
+        "absent: the NVIDIA driver does not work",
+    );
+
+    // A driver without a function: its name in the library is another one.
+    let library = here.join("libcuda.so");
+    let mut bytes = std::fs::read(&library).unwrap();
+    let name = b"\0cuMemHostAlloc\0";
+    let places: Vec<usize> = bytes
+        .windows(name.len())
+        .enumerate()
+        .filter(|(_, window)| window == name)
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!places.is_empty());
+    for at in places {
+        bytes[at + 1] = b'x';
+    }
+    std::fs::write(&library, bytes).unwrap();
+    probe_says(here, &[], "absent: the NVIDIA driver lacks cuMemHostAlloc");
+
+    std::fs::write(&library, "no library").unwrap();
+    probe_says(here, &[], "absent: libcuda.so was not found");
+}
