@@ -14,6 +14,12 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// true or false.
     Flag,
+    /// A number.
+    Number,
+    /// A whole number from 0 on, or one of these strings.
+    Count(&'static [&'static str]),
+    /// A list of whole numbers from 0 on.
+    Counts,
 }
 
 impl Kind {
@@ -22,13 +28,18 @@ impl Kind {
         match self {
             Self::Text => "text".to_owned(),
             Self::Flag => "true or false".to_owned(),
-            Self::Choice(choices) => choices
-                .iter()
-                .map(|choice| format!("'{choice}'"))
-                .collect::<Vec<_>>()
-                .join(", "),
+            Self::Choice(choices) => quoted(choices),
+            Self::Number => "a number".to_owned(),
+            Self::Count([]) => "a whole number".to_owned(),
+            Self::Count(others) => format!("a whole number or {}", quoted(others)),
+            Self::Counts => "a list of whole numbers, such as [8, 16]".to_owned(),
         }
     }
+}
+
+fn quoted(choices: &[&str]) -> String {
+    let quoted: Vec<String> = choices.iter().map(|choice| format!("'{choice}'")).collect();
+    quoted.join(", ")
 }
 
 /// One argument.
@@ -97,6 +108,18 @@ impl Parameter {
             aliases: &[],
             kind: Kind::Choice(choices),
             default,
+            required: false,
+            description,
+        }
+    }
+
+    /// An argument of a kind, which may be left out.
+    pub const fn of(name: &'static str, kind: Kind, description: &'static str) -> Self {
+        Self {
+            name,
+            aliases: &[],
+            kind,
+            default: None,
             required: false,
             description,
         }
@@ -215,7 +238,8 @@ impl Spec {
                 (Kind::Flag, default) => default.unwrap_or("false").to_owned(),
                 (_, Some(default)) => format!("'{default}'"),
                 (Kind::Choice(choices), None) => choices.join("|"),
-                (Kind::Text, None) => "...".to_owned(),
+                (Kind::Text | Kind::Number | Kind::Count(_), None) => "...".to_owned(),
+                (Kind::Counts, None) => "[...]".to_owned(),
             };
             out += &format!(" [, {} => {value}]", option.name);
         }

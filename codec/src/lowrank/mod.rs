@@ -10,6 +10,7 @@ mod avx2;
 mod factors;
 mod fit;
 mod gram;
+mod merge;
 mod predict;
 mod solve;
 
@@ -24,6 +25,7 @@ use crate::{
 use factors::Entry;
 pub use fit::{Unmerged, unmerge};
 use fit::{cheapest, fit};
+pub use merge::{MAX_MERGED_RANK, Merge, MergeWork};
 pub(crate) use predict::{BELOW, CLASSES, Class};
 use predict::{Factors, Rounding};
 

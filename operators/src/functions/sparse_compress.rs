@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, new_null_array};
+use arrow::array::{ArrayRef, RecordBatch};
 use async_trait::async_trait;
 use datafusion::common::{Result, exec_datafusion_err};
 use sparse_delta::{Compress, CompressOutcome, StagedDelta};
 
 use super::sparse_info::report_columns;
-use super::{CancelOnDrop, threads};
+use super::{CancelOnDrop, failed_row, threads};
 use crate::function::{
     Action, Committed, Inputs, Request, SparseFunction, Staged, Writer, required,
 };
@@ -151,31 +151,23 @@ impl Writer for SparseCompress {
             compress = compress.threads(threads);
         }
         let delta = compress.stage().await.map_err(error::delta)?;
-        Ok(Box::new(Pair { inputs, delta }))
+        Ok(Box::new(Pair {
+            spec: &SPEC,
+            inputs,
+            delta,
+        }))
     }
 
     fn failed(&self, inputs: &Inputs, message: &str) -> Result<RecordBatch> {
-        let schema = SPEC.schema();
-        let known = |name: &str| match name {
-            "base" => inputs.first().cloned().flatten(),
-            "finetune" => inputs.get(1).cloned().flatten(),
-            "path" => inputs.get(2).cloned().flatten(),
-            "status" => Some("failed".to_owned()),
-            "message" => Some(message.to_owned()),
-            _ => None,
-        };
-        let column = |column: &Column| match column.ty {
-            Type::Text => columns::texts(vec![known(column.name)]),
-            ty => new_null_array(&ty.data_type(), 1),
-        };
-        columns::batch(schema, SPEC.columns.iter().map(column).collect(), 1)
+        failed_row(&SPEC, inputs, message)
     }
 }
 
 /// A delta that is complete and not visible yet.
-struct Pair {
-    inputs: Inputs,
-    delta: StagedDelta,
+pub(super) struct Pair {
+    pub(super) spec: &'static Spec,
+    pub(super) inputs: Inputs,
+    pub(super) delta: StagedDelta,
 }
 
 #[async_trait]
@@ -184,7 +176,7 @@ impl Staged for Pair {
         let outcome = self.delta.commit().await.map_err(error::delta)?;
         let metrics = &outcome.metrics;
         Ok(Committed {
-            rows: batch(&self.inputs, &outcome)?,
+            rows: batch(self.spec, &self.inputs, &outcome)?,
             bytes_read: metrics.bytes_read,
             bytes_written: metrics.bytes_written,
             original_bytes: metrics.original_bytes,
@@ -193,7 +185,12 @@ impl Staged for Pair {
     }
 }
 
-fn batch(inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {
+/// One row per tensor: the two models, [`report_columns`], path, status and message.
+fn batch(
+    spec: &Spec,
+    inputs: &Inputs,
+    outcome: &CompressOutcome,
+) -> Result<RecordBatch> {
     let rows = outcome.tensors.len();
     let same = |value: Option<&str>| -> ArrayRef { columns::texts(vec![value; rows]) };
     let mut all = vec![
@@ -204,5 +201,5 @@ fn batch(inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {
     all.push(same(Some(&outcome.path)));
     all.push(same(Some(outcome.status.name())));
     all.push(same(None));
-    columns::batch(SPEC.schema(), all, rows)
+    columns::batch(spec.schema(), all, rows)
 }

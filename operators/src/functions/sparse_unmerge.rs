@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, new_null_array};
+use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use datafusion::common::Result;
 use sparse_delta::{StagedAdapter, Unmerge, UnmergeOutcome};
 
-use super::{CancelOnDrop, threads};
+use super::{CancelOnDrop, failed_row, threads};
 use crate::function::{
     Action, Committed, Inputs, Request, SparseFunction, Staged, Writer, required,
 };
@@ -113,19 +113,7 @@ impl Writer for SparseUnmerge {
     }
 
     fn failed(&self, inputs: &Inputs, message: &str) -> Result<RecordBatch> {
-        let known = |name: &str| match name {
-            "base" => inputs.first().cloned().flatten(),
-            "merged" => inputs.get(1).cloned().flatten(),
-            "path" => inputs.get(2).cloned().flatten(),
-            "status" => Some("failed".to_owned()),
-            "message" => Some(message.to_owned()),
-            _ => None,
-        };
-        let column = |column: &Column| match column.ty {
-            Type::Text => columns::texts(vec![known(column.name)]),
-            ty => new_null_array(&ty.data_type(), 1),
-        };
-        columns::batch(SPEC.schema(), SPEC.columns.iter().map(column).collect(), 1)
+        failed_row(&SPEC, inputs, message)
     }
 }
 

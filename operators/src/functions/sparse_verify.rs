@@ -15,7 +15,7 @@ use crate::{columns, error};
 static SPEC: Spec = Spec {
     name: "sparse_verify",
     row: "check",
-    description: "Whether every hash of a delta artifact still holds. What is damaged is a row with ok = false, not an error. \
+    description: "Whether every hash of an artifact (a delta, an adapter, a low-rank approximation) still holds. What is damaged is a row with ok = false, not an error. \
                   With the base, every file is rebuilt in bounded memory and its SHA-256 compared; nothing is written.",
     inputs: &[
         Parameter::required(
@@ -30,7 +30,8 @@ static SPEC: Spec = Spec {
         Column::new(
             "kind",
             Type::Text,
-            "manifest, index, payload, tensor, carried, or file (rebuilt from the base).",
+            "manifest, index, payload, adapter, tensor, carried, or file (rebuilt from the base; of an approximation, at each of \
+             its ranks).",
         ),
         Column::new("ok", Type::Flag, "Whether it is as it should be."),
         Column::new("detail", Type::Text, "What was checked, or what is wrong."),
