@@ -39,11 +39,14 @@ pub struct AdapterConfig {
 }
 
 /// Fields whose presence (not null, not false, not empty) makes an adapter more than low-rank updates of weights.
-const BEYOND: [&str; 8] = [
+const BEYOND: [&str; 11] = [
     "lora_bias",
     "layer_replication",
     "alora_invocation_tokens",
     "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
     "use_qalora",
     "use_bdlora",
     "target_parameters",

@@ -212,6 +212,10 @@ impl<'a> Merging<'a> {
                 ));
             }
             let module = name.strip_suffix(".weight").unwrap_or(name);
+            // The weight below an adapted embedding is the one that the head is tied to: both change.
+            if saved.name().contains(".base_layer.") {
+                continue;
+            }
             if headless && modules.task().is_some() && modules.layout(module) == Layout::Embedding {
                 return Err(unusable(
                     self.adapter,

@@ -158,9 +158,10 @@ fn merged(rows: &Rows, row: usize) -> Result<Option<Vec<u8>>> {
         shape,
         data,
     };
+    let (left, right) = ([out, rank], [rank, inner]);
     let adapter = Adapter {
-        left: view(&[out, rank], b),
-        right: view(&[rank, inner], a),
+        left: view(&left, b),
+        right: view(&right, a),
         scale: narrow(scale),
         rounded,
     };

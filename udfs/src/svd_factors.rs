@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    Array, Float32Builder, Float64Array, Float64Builder, ListBuilder, StructArray, UInt64Array,
+    Array, ArrayBuilder, Float32Builder, Float64Array, Float64Builder, ListBuilder, StructArray, UInt64Array,
 };
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Fields};

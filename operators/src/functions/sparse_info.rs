@@ -6,7 +6,7 @@ use arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use datafusion::common::Result;
 use futures::stream::BoxStream;
 use sparse_delta::{
-    ArtifactContent, ArtifactInfo, DeltaManifest, Info, Kept, SvdDeltaManifest, SvdRow, TensorReport,
+    ArtifactContent, ArtifactInfo, DeltaManifest, Info, Kept, SvdDeltaManifest, SvdRow, SvdTensor, TensorReport,
 };
 
 use super::once;
@@ -183,7 +183,7 @@ fn svd(path: &str, manifest: &SvdDeltaManifest) -> Result<RecordBatch> {
 
 /// What is known of an approximated tensor: from `file` to `blocks`.
 fn described(manifest: &SvdDeltaManifest, rows: &[SvdRow<'_>]) -> Result<Vec<ArrayRef>> {
-    let text = |f: fn(&SvdRow<'_>) -> &str| columns::texts(rows.iter().map(|row| Some(f(row))));
+    let text = |f: fn(&SvdTensor) -> &str| columns::texts(rows.iter().map(|row| Some(f(row.tensor))));
     let count = |f: fn(&SvdRow<'_>) -> u64| columns::counts(rows.iter().map(|row| Some(f(row))));
     let predictor = |row: &SvdRow<'_>| match row.tensor.kept {
         Kept::LowRank => "low_rank",
@@ -192,8 +192,8 @@ fn described(manifest: &SvdDeltaManifest, rows: &[SvdRow<'_>]) -> Result<Vec<Arr
     };
     Ok(vec![
         columns::texts(rows.iter().map(|row| manifest.file_of(row.number))),
-        text(|row| &row.tensor.tensor),
-        text(|row| &row.tensor.dtype),
+        text(|tensor| &tensor.tensor),
+        text(|tensor| &tensor.dtype),
         columns::shapes(rows.iter().map(|row| row.tensor.shape.as_slice()))?,
         count(|row| row.tensor.params()),
         // How many weights differ was not counted.
@@ -202,7 +202,7 @@ fn described(manifest: &SvdDeltaManifest, rows: &[SvdRow<'_>]) -> Result<Vec<Arr
             _ => None,
         })),
         columns::texts(rows.iter().map(|row| Some(predictor(row)))),
-        text(|row| row.tensor.kept.name()),
+        text(|tensor| tensor.kept.name()),
         count(|row| row.tensor.bytes),
         count(|row| row.stored_bytes),
         columns::reals(rows.iter().map(|row| {
