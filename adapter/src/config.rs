@@ -1,9 +1,8 @@
 //! `adapter_config.json`, as far as merging needs it.
 
-use std::collections::BTreeMap;
-
 use regex::Regex;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 
 /// The fields of PEFT's `LoraConfig` that decide what a merge does.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,14 +25,52 @@ pub struct AdapterConfig {
     #[serde(default)]
     pub use_dora: bool,
     /// Other ranks, by the end of a module's name (a regular expression).
-    #[serde(default)]
-    pub rank_pattern: BTreeMap<String, u64>,
+    #[serde(default, deserialize_with = "in_order")]
+    pub rank_pattern: Vec<(String, u64)>,
     /// Other alphas, likewise.
-    #[serde(default)]
-    pub alpha_pattern: BTreeMap<String, f64>,
+    #[serde(default, deserialize_with = "in_order")]
+    pub alpha_pattern: Vec<(String, f64)>,
     /// The model the adapter was trained on.
     #[serde(default)]
     pub base_model_name_or_path: Option<String>,
+    /// Every other field.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
+}
+
+/// Fields whose presence (not null, not false, not empty) makes an adapter more than low-rank updates of weights.
+const BEYOND: [&str; 11] = [
+    "lora_bias",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+    "use_qalora",
+    "use_bdlora",
+    "target_parameters",
+    "trainable_token_indices",
+];
+/// Values of `init_lora_weights` (or how they begin) by which training changed the base's weights too.
+const CHANGED_BASES: [&str; 6] = ["pissa", "corda", "olora", "loftq", "lora_ga", "mica"];
+
+/// The first of equal patterns counts, so their order is kept.
+fn in_order<'de, D, T>(deserializer: D) -> Result<Vec<(String, T)>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: serde::de::DeserializeOwned,
+{
+    use serde::de::Error as _;
+    let map = Option::<Map<String, Value>>::deserialize(deserializer)?.unwrap_or_default();
+    map.into_iter()
+        .map(|(key, value)| {
+            Ok((
+                key,
+                serde_json::from_value(value).map_err(D::Error::custom)?,
+            ))
+        })
+        .collect()
 }
 
 fn eight() -> u64 {
@@ -45,6 +82,38 @@ fn default_alpha() -> f64 {
 }
 
 impl AdapterConfig {
+    /// Why adding the updates to the base's weights is not what PEFT's merge does; nothing where it is.
+    #[must_use]
+    pub fn beyond_merging(&self) -> Option<String> {
+        if self.use_dora {
+            return Some(
+                "it is a DoRA adapter, which rescales whole rows of the weights".to_owned(),
+            );
+        }
+        let is_set = |value: &Value| match value {
+            Value::Null | Value::Bool(false) => false,
+            Value::Array(all) => !all.is_empty(),
+            Value::Object(all) => !all.is_empty(),
+            _ => true,
+        };
+        if let Some(field) = BEYOND
+            .iter()
+            .find(|f| self.others.get(**f).is_some_and(is_set))
+        {
+            return Some(format!("its configuration sets {field}"));
+        }
+        let init = self
+            .others
+            .get("init_lora_weights")
+            .and_then(Value::as_str)?;
+        let changed = CHANGED_BASES
+            .iter()
+            .any(|name| init.to_lowercase().starts_with(name));
+        changed.then(|| {
+            format!("its initialisation ({init}) changed the base's weights, so it does not belong to the base as published")
+        })
+    }
+
     /// The rank that the configuration gives a module.
     ///
     /// # Errors
@@ -79,10 +148,7 @@ fn narrow(x: f64) -> f32 {
 }
 
 /// The first pattern that matches the end of a module's name, as PEFT's `get_pattern_key` does.
-fn matching<'a, T>(
-    patterns: &'a BTreeMap<String, T>,
-    module: &str,
-) -> Result<Option<&'a T>, String> {
+fn matching<'a, T>(patterns: &'a [(String, T)], module: &str) -> Result<Option<&'a T>, String> {
     for (pattern, value) in patterns {
         let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
             .map_err(|error| format!("the pattern {pattern:?} cannot be read: {error}"))?;
@@ -105,6 +171,7 @@ mod tests {
                 "alpha_pattern": {"q_proj": 2}, "use_rslora": true}"#,
         )
         .unwrap();
+        assert_eq!(config.beyond_merging(), None);
         assert_eq!(config.rank("model.layers.0.self_attn.q_proj").unwrap(), 4);
         assert_eq!(config.rank("model.layers.0.self_attn.k_proj").unwrap(), 8);
         assert_eq!(config.rank("model.layers.1.self_attn.k_proj").unwrap(), 2);
@@ -114,5 +181,34 @@ mod tests {
         );
         assert!((config.scale("a.q_proj", 4).unwrap() - 1.0).abs() < 1e-7);
         assert!((config.scale("a.v_proj", 4).unwrap() - 8.0).abs() < 1e-7);
+    }
+
+    /// As PEFT goes through them: the first that matches, whatever the names' order.
+    #[test]
+    fn the_first_pattern_counts() {
+        let config: AdapterConfig = serde_json::from_str(
+            r#"{"peft_type": "LORA", "rank_pattern": {"z\\.q": 3, "q": 5}, "alpha_pattern": null}"#,
+        )
+        .unwrap();
+        assert_eq!(config.rank("z.q").unwrap(), 3);
+        assert_eq!(config.rank("y.q").unwrap(), 5);
+    }
+
+    #[test]
+    fn what_no_merge_adds_is_named() {
+        for (field, needle) in [
+            (r#""use_dora": true"#, "DoRA"),
+            (r#""lora_bias": true"#, "lora_bias"),
+            (r#""layer_replication": [[0, 2]]"#, "layer_replication"),
+            (r#""init_lora_weights": "pissa_niter_4""#, "pissa_niter_4"),
+        ] {
+            let config = format!(r#"{{"peft_type": "LORA", {field}}}"#);
+            let config: AdapterConfig = serde_json::from_str(&config).unwrap();
+            let why = config.beyond_merging().unwrap();
+            assert!(why.contains(needle), "{why}");
+        }
+        let plain = r#"{"peft_type": "LORA", "lora_bias": false, "layer_replication": null, "init_lora_weights": true}"#;
+        let config: AdapterConfig = serde_json::from_str(plain).unwrap();
+        assert_eq!(config.beyond_merging(), None);
     }
 }

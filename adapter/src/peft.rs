@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sparse_codec::{Adapter, LowRank, TensorView};
+use sparse_codec::{Adapter, CodecError, DType, LowRank, Merge, TensorView};
 use sparse_store::{Model, OpenOptions, TensorHandle};
 
 use crate::layout::transposed;
@@ -47,6 +47,8 @@ pub struct PeftAdapter {
     modules: BTreeMap<String, Module>,
     /// Weights that replace the base's: key in the adapter by name of the weight.
     saved: BTreeMap<String, String>,
+    /// Tensors that belong to no low-rank update and replace no weight.
+    beyond: Vec<String>,
 }
 
 impl PeftAdapter {
@@ -79,23 +81,20 @@ impl PeftAdapter {
             })?;
         let config: AdapterConfig = serde_json::from_slice(&file.read()?)
             .map_err(|error| unusable(format!("adapter_config.json cannot be read: {error}")))?;
-        if config.peft_type != "LORA" || config.use_dora {
-            let kind = if config.use_dora {
-                "DoRA"
-            } else {
-                &config.peft_type
-            };
+        if config.peft_type != "LORA" {
             return Err(unusable(format!(
-                "it is of type {kind}, and only LoRA adapters are updates of low rank: merge it with PEFT and compress the \
-                 merged model"
+                "it is of type {}, and only LoRA adapters are updates of low rank: merge it with PEFT and compress the merged \
+                 model",
+                config.peft_type
             )));
         }
-        let (modules, saved) = modules(&model, &config).map_err(unusable)?;
+        let (modules, saved, beyond) = modules(&model, &config).map_err(unusable)?;
         Ok(Self {
             model,
             config,
             modules,
             saved,
+            beyond,
         })
     }
 
@@ -127,20 +126,37 @@ impl PeftAdapter {
     /// (checkpoints differ in the prefix of their names).
     #[must_use]
     pub fn module_of(&self, tensor: &str) -> Option<&Module> {
-        if let Some(module) = self.modules.get(tensor) {
-            return Some(module);
+        named_like(&self.modules, tensor)
+    }
+
+    /// The tensor that replaces a tensor of the base, found by its name in the same way.
+    #[must_use]
+    pub fn saved_for(&self, tensor: &str) -> Option<TensorHandle<'_>> {
+        let key = named_like(&self.saved, tensor)?;
+        self.model.tensor(key)
+    }
+
+    /// Refuses an adapter that is more than low-rank updates of weights (DoRA and others).
+    ///
+    /// # Errors
+    /// Such an adapter, and why.
+    pub fn check_mergeable(&self) -> Result<(), AdapterError> {
+        let why = self.config.beyond_merging().or_else(|| {
+            let part = self.beyond.first()?;
+            Some(format!("its tensor {part} is no part of a low-rank update"))
+        });
+        match why {
+            None => Ok(()),
+            Some(why) => Err(self.unusable(format!(
+                "{why}: merge it with PEFT and compress the merged model"
+            ))),
         }
-        let ends = |long: &str, short: &str| {
-            long.strip_suffix(short)
-                .is_some_and(|rest| rest.ends_with('.'))
-        };
-        let mut alike = self
-            .modules
-            .iter()
-            .filter(|(name, _)| ends(name, tensor) || ends(tensor, name));
-        match (alike.next(), alike.next()) {
-            (Some((_, module)), None) => Some(module),
-            _ => None,
+    }
+
+    fn unusable(&self, what: String) -> AdapterError {
+        AdapterError::Unusable {
+            adapter: self.model.id().to_owned(),
+            what,
         }
     }
 
@@ -155,81 +171,202 @@ impl PeftAdapter {
         shape: &[u64],
         rounded: bool,
     ) -> Result<LowRank, AdapterError> {
-        let factor = |key: &str| {
-            self.model
-                .tensor(&format!("{PREFIX}{}{key}", module.name))
-                .ok_or_else(|| AdapterError::Unusable {
-                    adapter: self.model.id().to_owned(),
-                    what: format!("module {} has no {key}", module.name),
-                })
-        };
-        let [a, b] = module.layout.keys();
-        let (a, b) = (factor(a)?, factor(b)?);
-        let flip = |tensor: TensorHandle<'_>| {
-            let cols = tensor.shape().get(1).copied().unwrap_or(0);
-            let size = tensor.dtype().map_or(1, |dtype| dtype.bits() / 8);
-            let data = transposed(
-                tensor.data(),
-                usize::try_from(cols).unwrap_or(0),
-                usize::try_from(size).unwrap_or(1),
-            );
-            (
-                tensor.shape().iter().rev().copied().collect::<Vec<_>>(),
-                data,
-            )
-        };
-        let keep = |tensor: TensorHandle<'_>| (tensor.shape().to_vec(), tensor.data().to_vec());
-        let (left, right) = if module.layout.is_transposed() {
-            (flip(a), flip(b))
-        } else {
-            (keep(b), keep(a))
-        };
-        let cols: u64 = shape.iter().skip(1).product();
-        if left.0.first() != shape.first() || right.0.get(1) != Some(&cols) {
-            return Err(AdapterError::Unusable {
-                adapter: self.model.id().to_owned(),
-                what: format!(
-                    "module {} updates a weight of {:?} by {:?}, and the base's has the shape {shape:?}: it is an adapter of \
-                     another model",
-                    module.name,
-                    left.0.first().unwrap_or(&0),
-                    right.0.get(1).unwrap_or(&0),
-                ),
-            });
-        }
-        let (left_dtype, right_dtype) = if module.layout.is_transposed() {
-            (a.dtype(), b.dtype())
-        } else {
-            (b.dtype(), a.dtype())
-        };
-        LowRank::adapter(Adapter {
-            left: TensorView {
-                dtype: left_dtype,
-                shape: &left.0,
-                data: &left.1,
-            },
-            right: TensorView {
-                dtype: right_dtype,
-                shape: &right.0,
-                data: &right.1,
-            },
-            scale: module.scale,
-            rounded,
-        })
-        .map_err(|source| AdapterError::Codec {
+        let factors = self.factors(module, module.layout, shape)?;
+        LowRank::adapter(factors.update(module, rounded))
+            .map_err(|source| self.refused(module, source))
+    }
+
+    /// What merging a module adds to a weight of `dtype` and `shape`, to the bits that PEFT's merge gives; `safe` as its
+    /// `safe_merge` does. `layout` is that of the weight, as the base has it.
+    ///
+    /// # Errors
+    /// A weight of another shape than the module's, or of a dtype that no merge is known for; a rank above
+    /// [`sparse_codec::MAX_MERGED_RANK`].
+    pub fn merge(
+        &self,
+        module: &Module,
+        layout: Layout,
+        dtype: Option<DType>,
+        shape: &[u64],
+        safe: bool,
+    ) -> Result<Merge, AdapterError> {
+        let factors = self.factors(module, layout, shape)?;
+        // PEFT rounds the update of an embedding always.
+        let rounded = safe || layout == Layout::Embedding;
+        Merge::new(factors.update(module, rounded), dtype, shape)
+            .map_err(|source| self.refused(module, source))
+    }
+
+    /// Whether a module's factors make an update of `shape` where its weight lies like that.
+    ///
+    /// # Errors
+    /// A factor that is not there.
+    pub fn fits(
+        &self,
+        module: &Module,
+        layout: Layout,
+        shape: &[u64],
+    ) -> Result<bool, AdapterError> {
+        let (a, b) = self.stored(module)?;
+        Ok(spans(a.shape(), b.shape(), layout) == extent(shape))
+    }
+
+    fn refused(&self, module: &Module, source: CodecError) -> AdapterError {
+        AdapterError::Codec {
             adapter: self.model.id().to_owned(),
             module: module.name.clone(),
             source,
+        }
+    }
+
+    /// The two factors of a module, A first.
+    fn stored(
+        &self,
+        module: &Module,
+    ) -> Result<(TensorHandle<'_>, TensorHandle<'_>), AdapterError> {
+        let factor = |key: &str| {
+            self.model
+                .tensor(&format!("{PREFIX}{}{key}", module.name))
+                .ok_or_else(|| self.unusable(format!("module {} has no {key}", module.name)))
+        };
+        let [a, b] = module.layout.keys();
+        Ok((factor(a)?, factor(b)?))
+    }
+
+    /// The factors of a module as they multiply to an update of `shape`.
+    fn factors(
+        &self,
+        module: &Module,
+        layout: Layout,
+        shape: &[u64],
+    ) -> Result<Oriented, AdapterError> {
+        let (a, b) = self.stored(module)?;
+        let spans = spans(a.shape(), b.shape(), layout);
+        if spans != extent(shape) {
+            return Err(self.unusable(format!(
+                "module {} updates a weight of {:?} by {:?}, and the base's has the shape {shape:?}: it is an adapter of \
+                 another model",
+                module.name, spans.0, spans.1,
+            )));
+        }
+        Ok(if layout.is_transposed() {
+            Oriented {
+                left: Factor::flipped(a),
+                right: Factor::flipped(b),
+            }
+        } else {
+            Oriented {
+                left: Factor::kept(b),
+                right: Factor::kept(a),
+            }
         })
     }
 }
 
-type Parts = (BTreeMap<String, Module>, BTreeMap<String, String>);
+/// Rows and columns of the update that A (`[rank, in]`) and B (`[out, rank]`) make.
+fn spans(a: &[u64], b: &[u64], layout: Layout) -> (u64, u64) {
+    let inner = a.get(1).copied().unwrap_or(0);
+    let outer = b.first().copied().unwrap_or(0);
+    if layout.is_transposed() {
+        (inner, outer)
+    } else {
+        (outer, inner)
+    }
+}
+
+/// Rows and all columns of a shape.
+fn extent(shape: &[u64]) -> (u64, u64) {
+    let cols = shape
+        .iter()
+        .skip(1)
+        .fold(1_u64, |n, d| n.saturating_mul(*d));
+    (shape.first().copied().unwrap_or(0), cols)
+}
+
+/// Two factors that multiply to an update.
+struct Oriented {
+    left: Factor,
+    right: Factor,
+}
+
+impl Oriented {
+    fn update(&self, module: &Module, rounded: bool) -> Adapter<'_> {
+        Adapter {
+            left: self.left.view(),
+            right: self.right.view(),
+            scale: module.scale,
+            rounded,
+        }
+    }
+}
+
+struct Factor {
+    dtype: Option<DType>,
+    shape: Vec<u64>,
+    data: Vec<u8>,
+}
+
+impl Factor {
+    fn kept(tensor: TensorHandle<'_>) -> Self {
+        Self {
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            data: tensor.data().to_vec(),
+        }
+    }
+
+    fn flipped(tensor: TensorHandle<'_>) -> Self {
+        let cols = tensor.shape().get(1).copied().unwrap_or(0);
+        let size = tensor.dtype().map_or(1, |dtype| dtype.bits() / 8);
+        Self {
+            dtype: tensor.dtype(),
+            shape: tensor.shape().iter().rev().copied().collect(),
+            data: transposed(
+                tensor.data(),
+                usize::try_from(cols).unwrap_or(0),
+                usize::try_from(size).unwrap_or(1),
+            ),
+        }
+    }
+
+    fn view(&self) -> TensorView<'_> {
+        TensorView {
+            dtype: self.dtype,
+            shape: &self.shape,
+            data: &self.data,
+        }
+    }
+}
+
+type Parts = (
+    BTreeMap<String, Module>,
+    BTreeMap<String, String>,
+    Vec<String>,
+);
+
+/// What has a name, or just one name that ends with it or that it ends with.
+fn named_like<'m, T>(all: &'m BTreeMap<String, T>, name: &str) -> Option<&'m T> {
+    if let Some(found) = all.get(name) {
+        return Some(found);
+    }
+    let ends = |long: &str, short: &str| {
+        long.strip_suffix(short)
+            .is_some_and(|rest| rest.ends_with('.'))
+    };
+    let mut alike = all
+        .iter()
+        .filter(|(other, _)| ends(other, name) || ends(name, other));
+    match (alike.next(), alike.next()) {
+        (Some((_, found)), None) => Some(found),
+        _ => None,
+    }
+}
 
 /// The modules of an adapter's tensors, every one of which must be accounted for.
 fn modules(model: &Model, config: &AdapterConfig) -> Result<Parts, String> {
     let mut modules = BTreeMap::new();
     let mut saved = BTreeMap::new();
+    let mut beyond = Vec::new();
     let tensors: Vec<TensorHandle<'_>> = model.tensors().collect();
     for tensor in &tensors {
         let name = tensor.name();
@@ -251,13 +388,13 @@ fn modules(model: &Model, config: &AdapterConfig) -> Result<Parts, String> {
                 .map(|module| (module, layout, a, false))
         });
         let Some((module, layout, other, is_a)) = found else {
-            if inner.contains(".lora_") || inner.starts_with("lora_") {
-                return Err(format!(
-                    "tensor {name}: a part of an adapter that this version does not know; merge it with PEFT and compress the \
-                     merged model"
-                ));
+            let foreign = [".lora_", ".token_adapter.", ".trainable_tokens"];
+            if foreign.iter().any(|part| inner.contains(part)) || inner.starts_with("lora_") {
+                beyond.push(name.to_owned());
+            } else {
+                // The weights and biases of adapted modules are stored one level down.
+                saved.insert(inner.replace(".base_layer.", "."), name.to_owned());
             }
-            saved.insert(inner.to_owned(), name.to_owned());
             continue;
         };
         let twin = model
@@ -286,5 +423,5 @@ fn modules(model: &Model, config: &AdapterConfig) -> Result<Parts, String> {
     if modules.is_empty() && saved.is_empty() {
         return Err("it has no tensors".to_owned());
     }
-    Ok((modules, saved))
+    Ok((modules, saved, beyond))
 }

@@ -5,7 +5,19 @@
 //! input makes them read or write outside.
 
 use std::arch::x86_64::{
-    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_abs_epi32, _mm512_add_epi32, _mm512_and_si512, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_epi8, _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvtepu8_epi32, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
+    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128,
+    _mm_subs_epu8, _mm256_loadu_si256, _mm256_storeu_si256, _mm512_abs_epi32, _mm512_add_epi32,
+    _mm512_and_si512, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask,
+    _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32,
+    _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_div_ps,
+    _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32,
+    _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32,
+    _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi32,
+    _mm512_maskz_expand_epi32, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512,
+    _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
+    _mm512_setzero_si512, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srl_epi32,
+    _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32,
+    _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
 };
 
 use crate::{
@@ -67,28 +79,28 @@ pub(crate) unsafe fn groups<const L: usize>(
         while done < count && at < limit {
             macro_rules! lanes {
                 ($i:literal) => {
-                let t = _mm_loadu_si128(tables.as_ptr().add(done + 16 * $i).cast());
-                let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
-                let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(t), shift);
-                let index = _mm512_or_si512(table, _mm512_and_si512(x[$i], low));
-                let slot = _mm512_i32gather_epi32::<4>(index, source.cast());
-                _mm_storeu_si128(
-                    tokens.as_mut_ptr().add(done + 16 * $i).cast(),
-                    _mm512_cvtepi32_epi8(slot),
-                );
-                let y = _mm512_add_epi32(
-                    _mm512_mullo_epi32(
-                        _mm512_srli_epi32::<20>(slot),
-                        _mm512_srl_epi32(x[$i], shift),
-                    ),
-                    _mm512_and_si512(_mm512_srli_epi32::<8>(slot), offset),
-                );
-                let wants = _mm512_cmplt_epu32_mask(y, lower);
-                let next =
-                    _mm512_cvtepu16_epi32(_mm256_loadu_si256(words.as_ptr().add(at).cast()));
-                let dealt = _mm512_maskz_expand_epi32(wants, next);
-                x[$i] = _mm512_mask_or_epi32(y, wants, _mm512_slli_epi32::<16>(y), dealt);
-                at += 2 * wants.count_ones() as usize;
+                    let t = _mm_loadu_si128(tables.as_ptr().add(done + 16 * $i).cast());
+                    let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
+                    let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(t), shift);
+                    let index = _mm512_or_si512(table, _mm512_and_si512(x[$i], low));
+                    let slot = _mm512_i32gather_epi32::<4>(index, source.cast());
+                    _mm_storeu_si128(
+                        tokens.as_mut_ptr().add(done + 16 * $i).cast(),
+                        _mm512_cvtepi32_epi8(slot),
+                    );
+                    let y = _mm512_add_epi32(
+                        _mm512_mullo_epi32(
+                            _mm512_srli_epi32::<20>(slot),
+                            _mm512_srl_epi32(x[$i], shift),
+                        ),
+                        _mm512_and_si512(_mm512_srli_epi32::<8>(slot), offset),
+                    );
+                    let wants = _mm512_cmplt_epu32_mask(y, lower);
+                    let next =
+                        _mm512_cvtepu16_epi32(_mm256_loadu_si256(words.as_ptr().add(at).cast()));
+                    let dealt = _mm512_maskz_expand_epi32(wants, next);
+                    x[$i] = _mm512_mask_or_epi32(y, wants, _mm512_slli_epi32::<16>(y), dealt);
+                    at += 2 * wants.count_ones() as usize;
                 };
             }
             lanes!(0);
@@ -228,7 +240,8 @@ pub(crate) unsafe fn tokens<const W: usize>(
     found: (&mut Vec<u32>, &mut Vec<u32>, &mut Vec<u32>),
 ) {
     let (changed, wide, sizes) = found;
-    let groups = ((target.len().min(prediction.len()) / W).min(tokens.len()) / GROUP).min(masks.len());
+    let groups =
+        ((target.len().min(prediction.len()) / W).min(tokens.len()) / GROUP).min(masks.len());
     let (log, sub) = crate::token::shape(W);
     let (log, sub) = (log.cast_signed(), sub.cast_signed());
     let zero = _mm512_setzero_si512();
@@ -257,10 +270,7 @@ pub(crate) unsafe fn tokens<const W: usize>(
             let at = group * GROUP + 16 * half;
             // SAFETY: the group's words and bytes are inside the slices; there is room for sixteen sizes.
             unsafe {
-                let (t, p) = (
-                    target.as_ptr().add(at * W),
-                    prediction.as_ptr().add(at * W),
-                );
+                let (t, p) = (target.as_ptr().add(at * W), prediction.as_ptr().add(at * W));
                 let d = if W == 2 {
                     let load = |from: *const u8| {
                         _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(

@@ -58,7 +58,9 @@ pub use dtype::DType;
 pub use encoder::{Seen, TensorEncoder};
 pub use error::CodecError;
 pub use features::{Feature, features};
-pub use lowrank::{Adapter, LowRank, Matrices, Unmerged, unmerge};
+pub use lowrank::{
+    Adapter, LowRank, MAX_MERGED_RANK, Matrices, Merge, MergeWork, Unmerged, unmerge,
+};
 pub use options::{Effort, EncodeOptions, Scratch};
 pub use stats::{DeltaStats, TensorStats};
 pub use tables::SharedTables;

@@ -11,7 +11,7 @@ use crate::error::During;
 use crate::index::{self, Source, TensorRow};
 use crate::manifest::{INDEX, MANIFEST, MAX_MANIFEST};
 use crate::payload::PayloadReader;
-use crate::{DeltaError, DeltaManifest, blobs};
+use crate::{DeltaError, DeltaManifest, blobs, seal};
 
 /// Bytes of tensor headers after which a frame is closed.
 pub(crate) const FRAME_SIZE: usize = 4 << 20;
@@ -41,6 +41,13 @@ pub(crate) struct Artifact {
 pub(crate) fn read_manifest(dir: &Path) -> Result<DeltaManifest, DeltaError> {
     let (path, bytes) = manifest_bytes(dir, "compress")?;
     DeltaManifest::parse(&path, &bytes)
+}
+
+/// Whether a folder holds a low-rank approximation, by what its manifest calls itself.
+pub(crate) fn is_svd(dir: &Path) -> Result<bool, DeltaError> {
+    let (path, bytes) = manifest_bytes(dir, "compress")?;
+    let value = seal::value(&path, &bytes)?;
+    Ok(value.get("delta_type").and_then(serde_json::Value::as_str) == Some("svd_delta"))
 }
 
 /// The manifest of a folder as bytes, and its path; `command` makes such folders.

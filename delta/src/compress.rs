@@ -13,7 +13,7 @@ use crate::artifact::{self, Artifact};
 use crate::error::During;
 use crate::identity::{self, Content};
 use crate::manifest::{
-    CarriedEntry, FORMAT_VERSION, FileEntry, Fingerprints, INDEX, IndexEntry, MANIFEST,
+    CarriedEntry, DeltaType, FORMAT_VERSION, FileEntry, Fingerprints, INDEX, IndexEntry, MANIFEST,
 };
 use crate::paths::{self, Occupant, Output, root_of};
 use crate::payload::PayloadWriter;
@@ -22,8 +22,8 @@ use crate::report::{CompressMetrics, CompressOutcome, Status, TensorReport};
 use crate::residency::Residency;
 use crate::tensor::header_prefix;
 use crate::{
-    CancelToken, DeltaError, DeltaManifest, Progress, blobs, carried, encode, index, pipeline,
-    verify,
+    CancelToken, DeltaError, DeltaManifest, Progress, blobs, carried, encode, index, merge,
+    pipeline, verify,
 };
 
 /// Makes the lossless delta of a fine-tune against its base.
@@ -41,6 +41,7 @@ pub struct Compress {
     output: Option<String>,
     effort: Effort,
     adapter: Option<String>,
+    of_adapter: bool,
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
@@ -58,12 +59,23 @@ impl Compress {
             output: None,
             effort: Effort::default(),
             adapter: None,
+            of_adapter: false,
             overwrite: false,
             dry_run: false,
             threads: None,
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
+        }
+    }
+
+    /// The delta of a PEFT adapter's folder, of type "adapter": its files come back byte for byte, and
+    /// [`Reconstruct::merge`](crate::Reconstruct::merge) merges it into the base. Keys, shapes and configuration are held
+    /// against `base` first.
+    pub fn of_adapter(base: impl Into<String>, adapter: impl Into<String>) -> Self {
+        Self {
+            of_adapter: true,
+            ..Self::new(base, adapter)
         }
     }
 
@@ -140,13 +152,23 @@ impl Compress {
             Model::open(&self.finetune, &self.open)
         )?;
         let adapter = match &self.adapter {
-            Some(adapter) => Some(PeftAdapter::open(adapter, &self.open).await?),
+            Some(adapter) => {
+                let adapter = PeftAdapter::open(adapter, &self.open).await?;
+                adapter.check_mergeable()?;
+                Some(adapter)
+            }
             None => None,
+        };
+        let packed = if self.of_adapter {
+            Some(PeftAdapter::open(&self.finetune, &self.open).await?)
+        } else {
+            None
         };
         let stop = Stop::new(self.cancel.clone());
         let on_drop = stop.on_drop();
         let job = Job {
             adapter,
+            packed,
             base: Arc::new(base),
             finetune: Arc::new(finetune),
             output,
@@ -225,6 +247,8 @@ struct Job {
     base: Arc<Model>,
     finetune: Arc<Model>,
     adapter: Option<PeftAdapter>,
+    /// The fine-tune as an adapter, where it is one that is packed.
+    packed: Option<PeftAdapter>,
     output: Option<Output>,
     effort: Effort,
     overwrite: bool,
@@ -257,6 +281,9 @@ impl Job {
                 ],
             )?;
         }
+        if let Some(adapter) = &self.packed {
+            merge::check(adapter, &self.base)?;
+        }
         let (base_quick, finetune_quick) = pool.install(|| {
             (
                 self.base.quick_fingerprint(),
@@ -284,6 +311,14 @@ impl Job {
         self.make(known, replace, lock, &pool)
     }
 
+    fn delta_type(&self) -> DeltaType {
+        if self.packed.is_some() {
+            DeltaType::Adapter
+        } else {
+            DeltaType::Model
+        }
+    }
+
     /// What the adapter adds to the key: SHA-256 of its configuration and of its factors.
     fn adapter_hash(&self) -> Result<Option<String>, DeltaError> {
         let Some(adapter) = &self.adapter else {
@@ -306,8 +341,11 @@ impl Job {
             Some(Output::Local(path)) => format!("delta {}", paths::resolved(path)?.display()),
             Some(Output::Url(url)) => format!("delta {url}"),
             None => format!(
-                "delta {} {} {}",
-                known.base_quick, known.finetune_quick, self.effort
+                "delta {} {} {} {}",
+                known.base_quick,
+                known.finetune_quick,
+                self.effort,
+                self.delta_type().name()
             ),
         })
     }
@@ -394,6 +432,7 @@ impl Job {
         manifest.base.quick_fingerprint == known.base_quick
             && manifest.finetune_quick == known.finetune_quick
             && manifest.effort == self.effort.to_string()
+            && manifest.delta_type == self.delta_type().name()
     }
 
     /// Artifacts of the delta store that may be the one asked for.
@@ -438,12 +477,20 @@ impl Job {
             .hashed
             .as_ref()
             .ok_or_else(|| DeltaError::internal("no hashes"))?;
+        self.key_of(fingerprint, content)
+    }
+
+    fn key_of(&self, fingerprint: &str, content: &Content) -> Result<String, DeltaError> {
+        let adapter = self.adapter_hash()?;
         Ok(identity::key(
             fingerprint,
             &self.finetune,
             content,
             self.effort,
-            self.adapter_hash()?.as_deref(),
+            match self.delta_type() {
+                DeltaType::Adapter => Some("an adapter"),
+                DeltaType::Model => adapter.as_deref(),
+            },
         ))
     }
 
@@ -599,13 +646,7 @@ impl Job {
         let payloads = writer.finish()?;
         let (index, rows) = index::write(&encoded.tensors)?;
         let tensors: Vec<TensorReport> = encoded.tensors.iter().map(TensorReport::new).collect();
-        let key = identity::key(
-            &fingerprint,
-            &self.finetune,
-            &content,
-            self.effort,
-            self.adapter_hash()?.as_deref(),
-        );
+        let key = self.key_of(&fingerprint, &content)?;
         let header_bytes: u64 = encoded
             .frames
             .iter()
@@ -620,7 +661,7 @@ impl Job {
                 .sum::<u64>();
         let mut manifest = DeltaManifest {
             version: "1.0".into(),
-            delta_type: "model_delta".into(),
+            delta_type: self.delta_type().name().to_owned(),
             base_model_id: self.base.id().to_owned(),
             finetune_model_id: self.finetune.id().to_owned(),
             created_at: timestamp(),

@@ -2,9 +2,9 @@
 
 use sparse_store::OpenOptions;
 
-use crate::artifact::Artifact;
-use crate::report::{ArtifactInfo, TensorReport};
-use crate::{DeltaError, paths, pipeline};
+use crate::artifact::{self, Artifact};
+use crate::report::{ArtifactContent, ArtifactInfo, TensorReport};
+use crate::{DeltaError, paths, pipeline, svd};
 
 /// Reads the manifest and index of an artifact.
 #[must_use = "nothing happens until `run` is awaited"]
@@ -32,12 +32,18 @@ impl Info {
     pub async fn run(self) -> Result<ArtifactInfo, DeltaError> {
         let dir = paths::artifact_dir(&self.path, &self.open).await?;
         let read = move || {
-            let artifact = Artifact::open(&dir)?;
-            let tensors = artifact.tensors.iter().map(TensorReport::new).collect();
+            let content = if artifact::is_svd(&dir)? {
+                ArtifactContent::Svd(Box::new(svd::read_manifest(&dir)?))
+            } else {
+                let artifact = Artifact::open(&dir)?;
+                ArtifactContent::Delta {
+                    tensors: artifact.tensors.iter().map(TensorReport::new).collect(),
+                    manifest: Box::new(artifact.manifest),
+                }
+            };
             Ok(ArtifactInfo {
                 path: dir.display().to_string(),
-                manifest: artifact.manifest,
-                tensors,
+                content,
             })
         };
         tokio::task::spawn_blocking(move || pipeline::guarded(read))

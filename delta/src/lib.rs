@@ -20,6 +20,7 @@ mod identity;
 mod index;
 mod info;
 mod manifest;
+mod merge;
 mod modules;
 mod paths;
 mod payload;
@@ -40,21 +41,22 @@ pub use diff::{Diff, DiffRow};
 pub use error::DeltaError;
 pub use info::Info;
 pub use manifest::{
-    Blob, CarriedEntry, DeltaManifest, FORMAT_VERSION, FileEntry, Fingerprints, IndexEntry,
-    PayloadEntry,
+    Blob, CarriedEntry, DeltaManifest, DeltaType, FORMAT_VERSION, FileEntry, Fingerprints,
+    IndexEntry, PayloadEntry,
 };
+pub use merge::MergeRule;
 pub use paths::delta_store_dir;
 pub use progress::{CancelToken, Progress};
 pub use reconstruct::{Reconstruct, StagedModel};
 pub use report::{
-    ArtifactInfo, Check, CompressMetrics, CompressOutcome, FileReport, ReconstructMetrics,
-    ReconstructOutcome, Status, TensorReport,
+    ArtifactContent, ArtifactInfo, Check, CompressMetrics, CompressOutcome, FileReport,
+    ReconstructMetrics, ReconstructOutcome, Status, TensorReport,
 };
 pub use sparse_svd::Precision;
 pub use svd::{
     AdapterEntry, Kept, Profile, Quality, StagedApproximation, StagedSvd, SvdCompress,
     SvdDeltaManifest, SvdFile, SvdMetrics, SvdOutcome, SvdRank, SvdReconstruct,
-    SvdReconstructOutcome, SvdTensor,
+    SvdReconstructOutcome, SvdRow, SvdTensor,
 };
 pub use unmerge::{StagedAdapter, Unmerge, UnmergeOutcome, UnmergedTensor};
 pub use verify::Verify;

@@ -24,7 +24,7 @@ pub(crate) const MAX_HEADER: u64 = 100_000_000;
 pub struct DeltaManifest {
     /// Version of the manifest's public fields: "1.0".
     pub version: String,
-    /// "model_delta".
+    /// "model_delta" or "adapter".
     pub delta_type: String,
     /// The base model as it was given.
     pub base_model_id: String,
@@ -79,6 +79,26 @@ pub struct DeltaManifest {
     /// BLAKE3 (first 16 bytes) of this manifest without this field, as compact JSON.
     #[serde(default)]
     pub seal: String,
+}
+
+/// What a lossless delta is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeltaType {
+    /// A model.
+    Model,
+    /// An adapter of the base.
+    Adapter,
+}
+
+impl DeltaType {
+    /// As the manifest names it: "model_delta" or "adapter".
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model_delta",
+            Self::Adapter => "adapter",
+        }
+    }
 }
 
 /// How a base is told from others.
@@ -210,6 +230,14 @@ impl DeltaManifest {
     }
 
     fn check(&self) -> Result<(), String> {
+        let known = [DeltaType::Model, DeltaType::Adapter].map(DeltaType::name);
+        if !known.contains(&self.delta_type.as_str()) {
+            return Err(format!(
+                "its type {:?} is none of {}",
+                self.delta_type,
+                known.join(", ")
+            ));
+        }
         if self.format_version == 0 || self.codec_version == 0 {
             return Err("version 0 does not exist".into());
         }

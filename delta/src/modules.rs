@@ -43,6 +43,11 @@ impl Modules {
         }
     }
 
+    /// Whether the model is one whose linear weights are `[in, out]`.
+    pub(crate) fn is_transposed(&self) -> bool {
+        self.transposed
+    }
+
     /// PEFT's name of the task.
     pub(crate) fn task(&self) -> Option<&'static str> {
         self.causal.then_some("CAUSAL_LM")

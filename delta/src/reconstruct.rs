@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use rayon::ThreadPool;
+use sparse_adapter::{AdapterError, PeftAdapter};
 use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 
 use crate::artifact::Artifact;
 use crate::error::During;
 use crate::identity::hash_file;
-use crate::manifest::Fingerprints;
+use crate::manifest::{DeltaType, Fingerprints};
+use crate::merge::{MergeRule, Merging};
 use crate::paths::{self, Occupant, Output, root_of};
 use crate::progress::{Stop, Ticker};
 use crate::rebuild::{Rebuild, Target};
@@ -33,6 +35,7 @@ pub struct Reconstruct {
     base: String,
     delta: String,
     output: Option<String>,
+    merge: Option<MergeRule>,
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
@@ -48,6 +51,7 @@ impl Reconstruct {
             base: base.into(),
             delta: delta.into(),
             output: None,
+            merge: None,
             overwrite: false,
             dry_run: false,
             threads: None,
@@ -61,6 +65,13 @@ impl Reconstruct {
     /// `reconstructed` folder, by key.
     pub fn output(mut self, output: impl Into<String>) -> Self {
         self.output = Some(output.into());
+        self
+    }
+
+    /// Of an adapter's delta: the base with the adapter merged into it, rather than the adapter's folder. The weights are those
+    /// of PEFT's `merge_and_unload`, bit for bit; the other files are the base's, with the adapter's tokenizer where it has one.
+    pub fn merge(mut self, rule: MergeRule) -> Self {
+        self.merge = Some(rule);
         self
     }
 
@@ -131,6 +142,7 @@ impl Reconstruct {
             base: Arc::new(base),
             dir,
             output,
+            merge: self.merge,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
             threads: self.threads,
@@ -181,6 +193,7 @@ struct Job {
     base: Arc<Model>,
     dir: PathBuf,
     output: Option<PathBuf>,
+    merge: Option<MergeRule>,
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
@@ -195,6 +208,9 @@ impl Job {
         let artifact = Artifact::open(&self.dir)?;
         let pool = pipeline::pool(self.threads)?;
         refuse_wrong_base(&artifact, &self.base, &pool)?;
+        if let Some(rule) = self.merge {
+            return self.merged(artifact, rule, &pool);
+        }
         let output = match &self.output {
             Some(path) => path.clone(),
             None => paths::rebuilt_in(&self.cache).join(&artifact.manifest.key),
@@ -261,6 +277,107 @@ impl Job {
             staged,
             replace,
             outcome,
+            started: self.started,
+            _lock: lock,
+        })
+    }
+
+    /// The base with the adapter merged into it: the adapter is rebuilt and checked in a folder that goes away.
+    fn merged(
+        self,
+        artifact: Artifact,
+        rule: MergeRule,
+        pool: &ThreadPool,
+    ) -> Result<StagedModel, DeltaError> {
+        let manifest = &artifact.manifest;
+        if manifest.delta_type != DeltaType::Adapter.name() {
+            return Err(DeltaError::usage(format!(
+                "{} is the delta of a model, and only an adapter's can be merged: leave the merge out",
+                self.dir.display()
+            )));
+        }
+        let output = match &self.output {
+            Some(path) => path.clone(),
+            None => paths::rebuilt_in(&self.cache).join(format!(
+                "{}-merged-{}",
+                manifest.key,
+                rule.name()
+            )),
+        };
+        if self.output.is_some() {
+            paths::refuse_inputs(
+                &output,
+                &[("base model", root_of(&self.base)), ("delta", &self.dir)],
+            )?;
+        }
+        let lock = if self.dry_run {
+            None
+        } else {
+            let name = format!("model {}", paths::resolved(&output)?.display());
+            Some(sparse_store::lock(&name, &self.cache)?)
+        };
+        let scratch = Staged::dir(&self.cache.join("adapters").join(&manifest.key))?;
+        let place = Place {
+            root: scratch.path(),
+            shown: &self.dir,
+            as_file: false,
+        };
+        self.rebuild(&artifact, Some(&place), pool)
+            .map_err(|error| explain(error, &artifact, &self.base, pool))?;
+        let named = |error| named_as(error, &self.dir);
+        let adapter = Model::open_local(scratch.path())
+            .map_err(DeltaError::from)
+            .and_then(|model| Ok(PeftAdapter::new(model)?))
+            .map_err(named)?;
+        let merging = Merging::new(&self.base, &adapter, rule).map_err(named)?;
+        let occupant = look_at_model(merging.paths(), &output)?;
+        let _residency = Residency::watch(vec![Arc::clone(&self.base)]);
+        let staged = if self.dry_run {
+            None
+        } else {
+            Some(Staged::dir(&output)?)
+        };
+        if let Some(staged) = &staged {
+            enough_space(staged.path(), &output, merging.bytes())?;
+        }
+        let place = staged.as_ref().map(|staged| Place {
+            root: staged.path(),
+            shown: &output,
+            as_file: false,
+        });
+        let ticker = Ticker::new(self.progress.clone(), "merging", merging.bytes());
+        let files = merging
+            .files(place.as_ref(), pool, &self.stop, &ticker)
+            .map_err(named)?;
+        ticker.finish();
+        let settling = Settling {
+            files: &files,
+            output: &output,
+            occupant: &occupant,
+            replace: self.overwrite || self.output.is_none(),
+            what: format!("the merge of {}", manifest.finetune_model_id),
+        };
+        let (status, staged) = settling.settle(staged, &self.stop)?;
+        let bytes = files.iter().map(|file| file.bytes).sum();
+        let metrics = ReconstructMetrics {
+            artifact_bytes: manifest.artifact_bytes,
+            bytes,
+            bytes_written: if status == Status::Created { bytes } else { 0 },
+            files: files.len() as u64,
+            threads: pool.current_num_threads(),
+            decode: self.started.elapsed(),
+            elapsed: self.started.elapsed(),
+        };
+        Ok(StagedModel {
+            staged,
+            replace: Replace::Allow,
+            outcome: ReconstructOutcome {
+                status,
+                path: output.display().to_string(),
+                files,
+                manifest: artifact.manifest,
+                metrics,
+            },
             started: self.started,
             _lock: lock,
         })
@@ -436,6 +553,100 @@ enum Found {
     Free,
     Replaceable,
     Same,
+}
+
+/// An error about an adapter, named as what it came out of.
+fn named_as(error: DeltaError, dir: &Path) -> DeltaError {
+    let named = dir.display().to_string();
+    match error {
+        DeltaError::Adapter(AdapterError::Unusable { what, .. }) => {
+            DeltaError::Adapter(AdapterError::Unusable {
+                adapter: named,
+                what,
+            })
+        }
+        DeltaError::Adapter(AdapterError::Codec { module, source, .. }) => {
+            DeltaError::Adapter(AdapterError::Codec {
+                adapter: named,
+                module,
+                source,
+            })
+        }
+        error => error,
+    }
+}
+
+/// What is at the output of a model that has these files; an error where it must stay.
+pub(crate) fn look_at_model<'f>(
+    files: impl Iterator<Item = &'f str>,
+    output: &Path,
+) -> Result<Occupant, DeltaError> {
+    let occupant = paths::occupant(output)?;
+    let refused = |why: String| {
+        Err(DeltaError::Refused {
+            path: output.into(),
+            why,
+        })
+    };
+    match occupant {
+        Occupant::File => refused("it is a file, and the model is a folder".into()),
+        Occupant::Dir => match paths::stranger(files, output)? {
+            Some(stranger) => refused(format!(
+                "it holds files that do not belong to the model ({stranger})"
+            )),
+            None => Ok(occupant),
+        },
+        _ => Ok(occupant),
+    }
+}
+
+/// A model that is made and not visible yet, and what is at its output.
+pub(crate) struct Settling<'s> {
+    pub(crate) files: &'s [FileReport],
+    pub(crate) output: &'s Path,
+    pub(crate) occupant: &'s Occupant,
+    /// Whether another model there may be replaced.
+    pub(crate) replace: bool,
+    /// What was made, for messages.
+    pub(crate) what: String,
+}
+
+impl Settling<'_> {
+    /// What becomes of the output, and what is still to be committed there.
+    pub(crate) fn settle(
+        self,
+        staged: Option<Staged>,
+        stop: &Stop,
+    ) -> Result<(Status, Option<Staged>), DeltaError> {
+        let Some(staged) = staged else {
+            return Ok((Status::DryRun, None));
+        };
+        if *self.occupant != Occupant::Dir {
+            return Ok((Status::Created, Some(staged)));
+        }
+        if same_files(self.files, self.output, stop)? {
+            return Ok((Status::Exists, None));
+        }
+        if self.replace {
+            return Ok((Status::Created, Some(staged)));
+        }
+        Err(DeltaError::Exists {
+            path: self.output.into(),
+            what: format!("it differs from {}", self.what),
+        })
+    }
+}
+
+/// Whether a folder holds files of these sizes and hashes.
+fn same_files(files: &[FileReport], output: &Path, stop: &Stop) -> Result<bool, DeltaError> {
+    for file in files {
+        let path = sparse_store::safe_join(output, &file.file)?;
+        let alike = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == file.bytes);
+        if !alike || hash_file(&path, stop)? != file.sha256 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Where files are written, and what people call the place.

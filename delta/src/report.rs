@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{DeltaManifest, index::TensorRow};
+use crate::{DeltaManifest, SvdDeltaManifest, index::TensorRow};
 
 /// What an operation did to its output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -193,7 +193,7 @@ pub struct ReconstructOutcome {
 pub struct Check {
     /// The file or tensor.
     pub item: String,
-    /// "manifest", "index", "payload", "tensor", "carried" or "file" (rebuilt from the base).
+    /// "manifest", "index", "payload", "adapter", "tensor", "carried" or "file" (rebuilt from the base).
     pub kind: String,
     /// Whether it is as it should be.
     pub ok: bool,
@@ -201,13 +201,37 @@ pub struct Check {
     pub detail: String,
 }
 
+impl Check {
+    /// A check of an item: what was found, or what is wrong with it.
+    pub(crate) fn new(item: &str, kind: &str, found: Result<String, String>) -> Self {
+        Self {
+            item: item.to_owned(),
+            kind: kind.to_owned(),
+            ok: found.is_ok(),
+            detail: found.unwrap_or_else(|problem| problem),
+        }
+    }
+}
+
 /// What an artifact holds.
 #[derive(Clone, Debug)]
 pub struct ArtifactInfo {
     /// Where it is.
     pub path: String,
-    /// Its manifest.
-    pub manifest: DeltaManifest,
-    /// Its tensors, in the order of the files.
-    pub tensors: Vec<TensorReport>,
+    /// What it holds.
+    pub content: ArtifactContent,
+}
+
+/// An artifact by its kind.
+#[derive(Clone, Debug)]
+pub enum ArtifactContent {
+    /// A lossless delta, of a model or of an adapter.
+    Delta {
+        /// Its manifest.
+        manifest: Box<DeltaManifest>,
+        /// Its tensors, in the order of the files.
+        tensors: Vec<TensorReport>,
+    },
+    /// A low-rank approximation, whose manifest has its tensors.
+    Svd(Box<SvdDeltaManifest>),
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sparse_store::{Model, OpenOptions};
 
-use crate::artifact::Artifact;
+use crate::artifact::{self, Artifact};
 use crate::index::{Source, checksum};
 use crate::manifest::{INDEX, MANIFEST, PayloadEntry};
 use crate::payload::PayloadReader;
@@ -14,7 +14,7 @@ use crate::rebuild::Rebuild;
 use crate::reconstruct::{each_file, explain, refuse_wrong_base};
 use crate::report::Check;
 use crate::residency::Residency;
-use crate::{CancelToken, DeltaError, Progress, carried, paths, pipeline};
+use crate::{CancelToken, DeltaError, Progress, carried, paths, pipeline, svd};
 
 /// Checks every hash of an artifact; with the base, every file it makes.
 #[must_use = "nothing happens until `run` is awaited"]
@@ -97,75 +97,82 @@ fn verify(
     progress: Option<Progress>,
     stop: &Stop,
 ) -> Result<Vec<Check>, DeltaError> {
+    match artifact::is_svd(&dir) {
+        Ok(false) => {}
+        Ok(true) => return svd::verify(&dir, base.as_ref(), threads, progress, stop),
+        Err(error) => return unreadable(error),
+    }
     let artifact = match Artifact::open(&dir) {
         Ok(artifact) => artifact,
-        // One of its files is damaged: say which, as a row.
-        Err(DeltaError::Corrupt { path, problem }) => {
-            let item = path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default();
-            let kind = if item == MANIFEST {
-                "manifest"
-            } else if item == INDEX {
-                "index"
-            } else {
-                "payload"
-            };
-            return Ok(vec![Check {
-                item,
-                kind: kind.into(),
-                ok: false,
-                detail: problem,
-            }]);
-        }
-        Err(error) => return Err(error),
+        Err(error) => return unreadable(error),
     };
     let manifest = &artifact.manifest;
-    let ok = |item: &str, kind: &str, detail: String| Check {
-        item: item.into(),
-        kind: kind.into(),
-        ok: true,
-        detail,
-    };
+    let index = &manifest.index;
     let mut checks = vec![
-        ok(MANIFEST, "manifest", format!("seal {}", manifest.seal)),
-        ok(
+        Check::new(MANIFEST, "manifest", Ok(format!("seal {}", manifest.seal))),
+        Check::new(
             INDEX,
             "index",
-            format!(
-                "{} rows, blake3 {}",
-                manifest.index.rows, manifest.index.blake3
-            ),
+            Ok(format!("{} rows, blake3 {}", index.rows, index.blake3)),
         ),
     ];
-    let stored: u64 = manifest.payloads.iter().map(|p| p.size).sum();
-    let ticker = Ticker::new(progress.clone(), "checking payloads", stored);
-    let mut damaged = false;
-    for (number, payload) in manifest.payloads.iter().enumerate() {
-        let intact = payload_intact(&artifact.payload, &manifest.payloads, number, stop)?;
-        damaged |= !intact;
-        let detail = if intact {
-            format!("blake3 {}", payload.blake3)
-        } else {
-            "its content does not match its hash in the manifest".into()
-        };
-        checks.push(Check {
-            item: payload.file.clone(),
-            kind: "payload".into(),
-            ok: intact,
-            detail,
-        });
-        ticker.add(payload.size);
-    }
-    ticker.finish();
-    if damaged {
+    let intact = payloads(
+        &artifact.payload,
+        &manifest.payloads,
+        progress.clone(),
+        stop,
+        &mut checks,
+    )?;
+    if !intact {
         checks.extend(damaged_tensors(&artifact, stop)?);
     }
     if let Some(base) = base {
         rebuild_all(&artifact, &base, threads, progress, stop, &mut checks)?;
     }
     Ok(checks)
+}
+
+/// Which of an artifact's files is damaged, as a row, where that keeps it from being opened.
+pub(crate) fn unreadable(error: DeltaError) -> Result<Vec<Check>, DeltaError> {
+    let DeltaError::Corrupt { path, problem } = error else {
+        return Err(error);
+    };
+    let item = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let kind = match item.as_str() {
+        MANIFEST => "manifest",
+        INDEX => "index",
+        _ => "payload",
+    };
+    Ok(vec![Check::new(&item, kind, Err(problem))])
+}
+
+/// A row for each payload file; whether all have their hashes.
+pub(crate) fn payloads(
+    payload: &PayloadReader,
+    entries: &[PayloadEntry],
+    progress: Option<Progress>,
+    stop: &Stop,
+    checks: &mut Vec<Check>,
+) -> Result<bool, DeltaError> {
+    let stored: u64 = entries.iter().map(|p| p.size).sum();
+    let ticker = Ticker::new(progress, "checking payloads", stored);
+    let mut all = true;
+    for (number, entry) in entries.iter().enumerate() {
+        let intact = payload_intact(payload, entries, number, stop)?;
+        all &= intact;
+        let found = if intact {
+            Ok(format!("blake3 {}", entry.blake3))
+        } else {
+            Err("its content does not match its hash in the manifest".to_owned())
+        };
+        checks.push(Check::new(&entry.file, "payload", found));
+        ticker.add(entry.size);
+    }
+    ticker.finish();
+    Ok(all)
 }
 
 /// Whether a payload file has the hash its manifest gives it.

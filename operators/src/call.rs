@@ -64,16 +64,25 @@ impl Options {
         self.text(name) == Some("true")
     }
 
-    /// The value of a number, if it was given or has a default.
-    pub(crate) fn number(&self, name: &str) -> Option<u64> {
+    /// The value of a number.
+    pub(crate) fn number(&self, name: &str) -> Option<f64> {
         self.text(name)?.parse().ok()
     }
 
-    /// The values of a list; none if it was not given.
-    pub(crate) fn texts(&self, name: &str) -> Vec<String> {
-        self.text(name)
-            .and_then(|json| serde_json::from_str(json).ok())
-            .unwrap_or_default()
+    /// The value of a whole number, where it is not one of the option's strings.
+    pub(crate) fn count(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    /// The values of a list of whole numbers.
+    pub(crate) fn counts(&self, name: &str) -> Option<Vec<u64>> {
+        let parts = self.text(name)?.split(',').filter(|part| !part.is_empty());
+        parts.map(|part| part.parse().ok()).collect()
+    }
+
+    /// The texts of a list.
+    pub(crate) fn texts(&self, name: &str) -> Option<Vec<String>> {
+        serde_json::from_str(self.text(name)?).ok()
     }
 }
 
@@ -296,11 +305,20 @@ fn option_value(spec: &Spec, option: &Parameter, value: ScalarValue) -> Result<O
     }
     match option.kind {
         Kind::Text | Kind::Dataset => text(spec, option, value),
-        Kind::Number => match value.cast_to(&DataType::UInt64) {
-            Ok(ScalarValue::UInt64(Some(number))) if is_whole(&value) => {
-                Ok(Some(number.to_string()))
-            }
-            _ => ill_typed(spec, option, &value),
+        Kind::Number => match number(&value) {
+            Some(number) => Ok(Some(number.to_string())),
+            None => ill_typed(spec, option, &value),
+        },
+        Kind::Count(others) => match value.try_as_str().flatten() {
+            Some(text) if others.contains(&text) => Ok(Some(text.to_owned())),
+            _ => match whole(&value) {
+                Some(count) => Ok(Some(count.to_string())),
+                None => ill_typed(spec, option, &value),
+            },
+        },
+        Kind::Counts => match list(&value) {
+            Some(counts) => Ok(Some(counts.join(","))),
+            None => ill_typed(spec, option, &value),
         },
         Kind::Texts => Ok(Some(
             serde_json::json!(texts(spec, option, value)?).to_string(),
@@ -316,8 +334,38 @@ fn option_value(spec: &Spec, option: &Parameter, value: ScalarValue) -> Result<O
     }
 }
 
-fn is_whole(value: &ScalarValue) -> bool {
-    value.data_type().is_integer()
+/// A finite number.
+fn number(value: &ScalarValue) -> Option<f64> {
+    if !value.data_type().is_numeric() {
+        return None;
+    }
+    match value.cast_to(&DataType::Float64) {
+        Ok(ScalarValue::Float64(Some(number))) if number.is_finite() => Some(number),
+        _ => None,
+    }
+}
+
+/// A whole number from 0 on.
+fn whole(value: &ScalarValue) -> Option<u64> {
+    if !value.data_type().is_integer() {
+        return None;
+    }
+    match value.cast_to(&DataType::UInt64) {
+        Ok(ScalarValue::UInt64(count)) => count,
+        _ => None,
+    }
+}
+
+/// Whole numbers from 0 on, as text.
+fn list(value: &ScalarValue) -> Option<Vec<String>> {
+    let ScalarValue::List(list) = value else {
+        return None;
+    };
+    let items = list.value(0);
+    (0..items.len())
+        .map(|at| whole(&ScalarValue::try_from_array(&items, at).ok()?))
+        .map(|count| count.map(|count| count.to_string()))
+        .collect()
 }
 
 /// A list of texts, or one.
@@ -459,6 +507,9 @@ mod tests {
         options: &[
             Parameter::flag("dry_run", ""),
             Parameter::choice("effort", &["fast", "max"], None, ""),
+            Parameter::of("energy", Kind::Number, ""),
+            Parameter::of("top", Kind::Count(&["all"]), ""),
+            Parameter::of("tops", Kind::Counts, ""),
         ],
         columns: &[] as &[Column],
         examples: &[],
@@ -540,6 +591,43 @@ mod tests {
     }
 
     #[test]
+    fn numbers_and_lists() {
+        let options = |name: &str, value: ScalarValue| {
+            let call = Call::new(&SPEC, vec![at("b"), at("f"), named(name, value)]);
+            call.map(|call| call.options)
+        };
+        let energy = options("energy", ScalarValue::Float64(Some(0.9))).unwrap();
+        assert_eq!(energy.number("energy"), Some(0.9));
+        let top = options("top", ScalarValue::Int64(Some(16))).unwrap();
+        assert_eq!(top.count("top"), Some(16));
+        let all = options("top", ScalarValue::from("all")).unwrap();
+        assert_eq!((all.count("top"), all.text("top")), (None, Some("all")));
+        let items = [8i64, 16].map(|n| ScalarValue::Int64(Some(n)));
+        let list = ScalarValue::List(ScalarValue::new_list_nullable(&items, &DataType::Int64));
+        let tops = options("tops", list).unwrap();
+        assert_eq!(tops.counts("tops"), Some(vec![8, 16]));
+        for (name, value, needle) in [
+            ("energy", ScalarValue::from("much"), "a number"),
+            ("energy", ScalarValue::Float64(Some(f64::NAN)), "a number"),
+            (
+                "top",
+                ScalarValue::Int64(Some(-1)),
+                "a whole number or 'all'",
+            ),
+            ("top", ScalarValue::Float64(Some(1.5)), "a whole number"),
+            ("top", ScalarValue::from("most"), "'all'"),
+            (
+                "tops",
+                ScalarValue::Int64(Some(1)),
+                "a list of whole numbers",
+            ),
+        ] {
+            let error = options(name, value).unwrap_err().strip_backtrace();
+            assert!(error.contains(needle) && error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
     fn subqueries_by_name_or_position() {
         let names = |call: Call| match call.work {
             Work::Query(plan) => plan.schema().field_names(),
@@ -571,8 +659,8 @@ mod tests {
             Parameter::optional("output", ""),
         ],
         options: &[
-            Parameter::texts("splits", ""),
-            Parameter::number("sample_size", Some("1000"), ""),
+            Parameter::of("splits", Kind::Texts, ""),
+            Parameter::of("sample_size", Kind::Count(&[]), "").by_default("1000"),
         ],
         columns: &[] as &[Column],
         examples: &[],
@@ -606,10 +694,11 @@ mod tests {
             let call = Call::new(&ROWS, vec![at("b"), at("d"), named(name, value)])?;
             Ok::<_, datafusion::error::DataFusionError>(call.options)
         };
-        assert_eq!(with("splits", list).unwrap().texts("splits"), ["a", "b"]);
-        assert_eq!(with("splits", "a".into()).unwrap().texts("splits"), ["a"]);
+        let texts = |value| with("splits", value).unwrap().texts("splits").unwrap();
+        assert_eq!(texts(list), ["a", "b"]);
+        assert_eq!(texts("a".into()), ["a"]);
         assert!(with("splits", 3.into()).is_err());
-        let size = |value: ScalarValue| with("sample_size", value).unwrap().number("sample_size");
+        let size = |value: ScalarValue| with("sample_size", value).unwrap().count("sample_size");
         assert_eq!(size(5_i64.into()), Some(5));
         assert_eq!(size(ScalarValue::Int64(None)), Some(1000));
         assert!(with("sample_size", (-5_i64).into()).is_err());

@@ -14,8 +14,12 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// true or false.
     Flag,
-    /// A whole number that is not negative.
+    /// A number.
     Number,
+    /// A whole number from 0 on, or one of these strings.
+    Count(&'static [&'static str]),
+    /// A list of whole numbers from 0 on.
+    Counts,
     /// A list of strings, or one string.
     Texts,
     /// The rows of a dataset: a reference as text, a table by name, or a subquery.
@@ -28,16 +32,20 @@ impl Kind {
         match self {
             Self::Text => "text".to_owned(),
             Self::Flag => "true or false".to_owned(),
-            Self::Number => "a whole number, 0 or more".to_owned(),
-            Self::Texts => "a list of texts (['a', 'b'])".to_owned(),
+            Self::Choice(choices) => quoted(choices),
+            Self::Number => "a number".to_owned(),
+            Self::Count([]) => "a whole number".to_owned(),
+            Self::Count(others) => format!("a whole number or {}", quoted(others)),
+            Self::Counts => "a list of whole numbers, such as [8, 16]".to_owned(),
             Self::Dataset => "text, a table, or a subquery".to_owned(),
-            Self::Choice(choices) => choices
-                .iter()
-                .map(|choice| format!("'{choice}'"))
-                .collect::<Vec<_>>()
-                .join(", "),
+            Self::Texts => "a list of texts, such as ['one', 'two']".to_owned(),
         }
     }
+}
+
+fn quoted(choices: &[&str]) -> String {
+    let quoted: Vec<String> = choices.iter().map(|choice| format!("'{choice}'")).collect();
+    quoted.join(", ")
 }
 
 /// One argument.
@@ -94,33 +102,6 @@ impl Parameter {
         }
     }
 
-    /// A dataset that must be given.
-    pub const fn dataset(name: &'static str, description: &'static str) -> Self {
-        Self::required(name, description).of(Kind::Dataset)
-    }
-
-    /// A number with a default, written as text.
-    pub const fn number(
-        name: &'static str,
-        default: Option<&'static str>,
-        description: &'static str,
-    ) -> Self {
-        let mut parameter = Self::optional(name, description).of(Kind::Number);
-        parameter.default = default;
-        parameter
-    }
-
-    /// A list of texts.
-    pub const fn texts(name: &'static str, description: &'static str) -> Self {
-        Self::optional(name, description).of(Kind::Texts)
-    }
-
-    /// The same argument with values of another kind.
-    pub const fn of(mut self, kind: Kind) -> Self {
-        self.kind = kind;
-        self
-    }
-
     /// An argument with listed values.
     pub const fn choice(
         name: &'static str,
@@ -136,6 +117,35 @@ impl Parameter {
             required: false,
             description,
         }
+    }
+
+    /// A dataset that must be given.
+    pub const fn dataset(name: &'static str, description: &'static str) -> Self {
+        Self::required(name, description).taking(Kind::Dataset)
+    }
+
+    /// The same argument with values of another kind.
+    pub const fn taking(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
+    }
+
+    /// An argument of a kind, which may be left out.
+    pub const fn of(name: &'static str, kind: Kind, description: &'static str) -> Self {
+        Self {
+            name,
+            aliases: &[],
+            kind,
+            default: None,
+            required: false,
+            description,
+        }
+    }
+
+    /// The same argument, with this value where it is not given.
+    pub const fn by_default(mut self, default: &'static str) -> Self {
+        self.default = Some(default);
+        self
     }
 
     /// The same argument, known by other names too.
@@ -249,11 +259,17 @@ impl Spec {
         for option in self.options {
             let value = match (option.kind, option.default) {
                 (Kind::Flag, default) => default.unwrap_or("false").to_owned(),
-                (Kind::Number, Some(default)) => default.to_owned(),
+                (Kind::Count(_) | Kind::Number, Some(default))
+                    if default.parse::<f64>().is_ok() =>
+                {
+                    default.to_owned()
+                }
                 (_, Some(default)) => format!("'{default}'"),
                 (Kind::Choice(choices), None) => choices.join("|"),
-                (Kind::Texts, None) => "[...]".to_owned(),
-                (Kind::Text | Kind::Number | Kind::Dataset, None) => "...".to_owned(),
+                (Kind::Text | Kind::Dataset | Kind::Number | Kind::Count(_), None) => {
+                    "...".to_owned()
+                }
+                (Kind::Counts | Kind::Texts, None) => "[...]".to_owned(),
             };
             out += &format!(" [, {} => {value}]", option.name);
         }

@@ -186,6 +186,23 @@ impl Svd {
         }
     }
 
+    /// The left singular vectors (`rows x rank`) and the right ones (`rank x cols`), row after row, all of length one.
+    #[must_use]
+    pub fn vectors(&self) -> (Vec<f32>, Vec<f32>) {
+        let rank = self.rank().max(1);
+        let mut right = vec![0f32; self.right.data.len()];
+        for (j, row) in self.right.data.chunks_exact(rank).enumerate() {
+            for (k, (x, sigma)) in row.iter().zip(&self.sigmas).enumerate() {
+                right[k * self.cols + j] = if *sigma > 0.0 {
+                    crate::algebra::narrow(f64::from(*x) / sigma)
+                } else {
+                    0.0
+                };
+            }
+        }
+        (self.left.data.clone(), right)
+    }
+
     /// `left` (`rows x rank`) and `right` (`rank x cols`), row after row, whose product is the approximation; each holds the
     /// root of the singular values, so that neither outgrows a narrow dtype.
     #[must_use]

@@ -92,6 +92,75 @@ fn compress_is_all_or_nothing() {
 }
 
 #[test]
+fn svd_compress_is_all_or_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let svd = text(&work.path().join("svd"));
+    let command = |rank: &str| {
+        let (base, sft) = (example("base"), example("sft"));
+        strings(&[
+            "svd-compress",
+            &base,
+            &sft,
+            "-o",
+            &svd,
+            "--rank",
+            rank,
+            "--overwrite",
+        ])
+    };
+    let which = || {
+        run_ok(work.path(), &["verify", &svd, "--base", &example("base")]);
+        let info = run_ok(work.path(), &["info", &svd]);
+        ["rank 4:", "rank 16:"]
+            .iter()
+            .position(|rank| info.contains(rank))
+    };
+    kill_at_random(work.path(), &[command("4"), command("16")], &which);
+}
+
+#[test]
+fn a_merge_is_all_or_nothing() {
+    let work = tempfile::tempdir().unwrap();
+    let (packed, merged) = (work.path().join("packed"), work.path().join("merged"));
+    let base = example("base");
+    run_ok(
+        work.path(),
+        &[
+            "compress-adapter",
+            &base,
+            &example("lora"),
+            "-o",
+            &text(&packed),
+        ],
+    );
+    let command = |rule: &str| {
+        strings(&[
+            "reconstruct",
+            &base,
+            &text(&packed),
+            "-o",
+            &text(&merged),
+            "--merge",
+            rule,
+            "--overwrite",
+        ])
+    };
+    let weights = |rule: &str| {
+        let mut arguments = command(rule);
+        arguments[4] = text(&work.path().join(rule));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        run_ok(work.path(), &arguments);
+        std::fs::read(work.path().join(rule).join("model.safetensors")).unwrap()
+    };
+    let rules = [weights("default"), weights("safe")];
+    let which = || {
+        let found = std::fs::read(merged.join("model.safetensors")).ok()?;
+        rules.iter().position(|weights| *weights == found)
+    };
+    kill_at_random(work.path(), &[command("default"), command("safe")], &which);
+}
+
+#[test]
 fn dataset_compress_is_all_or_nothing() {
     let work = tempfile::tempdir().unwrap();
     let delta = text(&work.path().join("delta"));

@@ -7,6 +7,7 @@
 )]
 
 mod adapters;
+mod approximations;
 mod bounded;
 mod cli;
 mod datasets;

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, BinaryViewArray, ListArray, StringViewArray, UInt64Array};
+use arrow::array::{
+    Array, ArrayRef, BinaryViewArray, Float64Array, ListArray, StringViewArray, UInt64Array,
+};
 use arrow::datatypes::{DataType, Field};
 use datafusion::common::{Result, ScalarValue, exec_err, internal_datafusion_err, plan_err};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs};
@@ -17,13 +19,17 @@ pub(crate) enum Kind {
     Text,
     /// A list of integers.
     Shape,
+    /// A number.
+    Number,
 }
 
 impl Kind {
     fn accepts(self, given: &DataType) -> bool {
         match (self, given) {
             (_, DataType::Null) => true,
-            (_, DataType::Dictionary(_, value)) => self != Self::Shape && self.accepts(value),
+            (_, DataType::Dictionary(_, value)) => {
+                !matches!(self, Self::Shape | Self::Number) && self.accepts(value)
+            }
             (Self::Bytes, given) => matches!(
                 given,
                 DataType::Binary
@@ -45,6 +51,7 @@ impl Kind {
                 }
                 _ => false,
             },
+            (Self::Number, given) => given.is_numeric(),
         }
     }
 
@@ -53,6 +60,7 @@ impl Kind {
             Self::Bytes => DataType::BinaryView,
             Self::Text => DataType::Utf8View,
             Self::Shape => DataType::List(Arc::new(Field::new_list_field(DataType::UInt64, true))),
+            Self::Number => DataType::Float64,
         }
     }
 
@@ -61,6 +69,7 @@ impl Kind {
             Self::Bytes => "binary (Binary, LargeBinary or BinaryView)",
             Self::Text => "text (Utf8, LargeUtf8 or Utf8View)",
             Self::Shape => "a list of integers, such as [2, 3]",
+            Self::Number => "a number",
         }
     }
 }
@@ -113,6 +122,7 @@ enum Column {
     Bytes(BinaryViewArray, bool),
     Text(StringViewArray, bool),
     Shape(ListArray, bool),
+    Number(Float64Array, bool),
 }
 
 impl Rows {
@@ -201,6 +211,17 @@ impl Rows {
         }
     }
 
+    /// The number of an argument; `None` is SQL's null.
+    pub(crate) fn number(&self, argument: usize, row: usize) -> Option<f64> {
+        match self.columns.get(argument) {
+            Some(Column::Number(array, constant)) => {
+                let row = if *constant { 0 } else { row };
+                array.is_valid(row).then(|| array.value(row))
+            }
+            _ => None,
+        }
+    }
+
     /// The result in the form the arguments had: a scalar where all of them were.
     pub(crate) fn finish(&self, array: ArrayRef) -> Result<ColumnarValue> {
         if self.constant {
@@ -223,6 +244,9 @@ impl Column {
         }
         if let Some(array) = any.downcast_ref::<ListArray>() {
             return Ok(Self::Shape(array.clone(), constant));
+        }
+        if let Some(array) = any.downcast_ref::<Float64Array>() {
+            return Ok(Self::Number(array.clone(), constant));
         }
         Err(internal_datafusion_err!(
             "{function} was called with {} without coercion",

@@ -1,7 +1,7 @@
 //! Scalar SQL functions over tensor columns: `data` (the bytes), `dtype` (as safetensors names it) and `shape`, the columns
 //! that `sparse_tensors` and the SAFETENSORS format give.
 //!
-//! One file per function, named after it. The functions hold no arithmetic: they hand rows to `sparse-codec`.
+//! One file per function, named after it. The functions hold no arithmetic: they hand rows to `sparse-codec` and `sparse-svd`.
 
 mod args;
 mod doc;
@@ -9,6 +9,8 @@ mod tensor;
 
 mod delta_decode;
 mod delta_encode;
+mod lora_merge;
+mod svd_factors;
 mod tensor_cast;
 mod tensor_norm;
 mod tensor_stats;
@@ -26,6 +28,8 @@ pub fn functions() -> Vec<Arc<ScalarUDF>> {
     vec![
         delta_decode::delta_decode_udf(),
         delta_encode::delta_encode_udf(),
+        lora_merge::lora_merge_udf(),
+        svd_factors::svd_factors_udf(),
         tensor_cast::tensor_cast_udf(),
         tensor_norm::tensor_norm_udf(),
         tensor_stats::tensor_stats_udf(),

@@ -30,10 +30,15 @@ pub(super) async fn run(args: &Compress, context: &Context) -> Result<u8, Failur
     }
     let outcome = compress.stage().await?.commit().await?;
     drop(bar);
+    print(&outcome, context)
+}
+
+/// Prints what was made.
+pub(super) fn print(outcome: &CompressOutcome, context: &Context) -> Result<u8, Failure> {
     if context.global.json {
-        print_json(&document(&outcome))?;
+        print_json(&document(outcome))?;
     } else if context.talks() {
-        summary(&outcome)?;
+        summary(outcome)?;
     } else {
         writeln!(std::io::stdout(), "{}", outcome.path)?;
     }

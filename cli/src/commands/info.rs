@@ -4,8 +4,9 @@ use std::io::Write as _;
 
 use serde_json::json;
 use sparse_dataset::DatasetInfo;
-use sparse_delta::ArtifactInfo;
+use sparse_delta::{ArtifactContent, DeltaManifest, Quality, SvdDeltaManifest, TensorReport};
 
+use super::svd_compress::qualities;
 use super::{json, print_json};
 use crate::args::Info;
 use crate::context::Context;
@@ -34,22 +35,101 @@ pub(super) async fn run(args: &Info, context: &Context) -> Result<u8, Failure> {
         .await?;
     drop(bar);
     if context.global.json {
-        print_json(&json!({
-            "path": info.path,
-            "manifest": json(&info.manifest),
-            "tensors": json(&info.tensors),
-        }))?;
+        print_json(&match &info.content {
+            ArtifactContent::Delta { manifest, tensors } => json!({
+                "path": info.path,
+                "manifest": json(manifest),
+                "tensors": json(tensors),
+            }),
+            ArtifactContent::Svd(manifest) => json!({
+                "path": info.path,
+                "manifest": json(manifest),
+            }),
+        })?;
     } else {
-        show(&info)?;
+        match &info.content {
+            ArtifactContent::Delta { manifest, tensors } => show(&info.path, manifest, tensors)?,
+            ArtifactContent::Svd(manifest) => show_svd(&info.path, manifest)?,
+        }
     }
     Ok(0)
 }
 
-fn show(info: &ArtifactInfo) -> Result<(), Failure> {
-    let manifest = &info.manifest;
+fn show_svd(path: &str, manifest: &SvdDeltaManifest) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let lines = [
-        ("path", info.path.clone()),
+        ("path", path.to_owned()),
+        ("kind", manifest.delta_type.clone()),
+        ("fine-tune", manifest.finetune_model_id.clone()),
+        ("base", manifest.base_model_id.clone()),
+        ("base fingerprint", manifest.base.fingerprint.clone()),
+        ("key", manifest.key.clone()),
+        (
+            "created",
+            format!(
+                "{} by sparse {}, {}, {} factors",
+                manifest.created_at, manifest.tool_version, manifest.rule, manifest.precision
+            ),
+        ),
+        (
+            "size",
+            format!(
+                "{} -> {}, ratio {:.2}",
+                format::bytes(manifest.original_size_bytes),
+                format::bytes(manifest.compressed_size_bytes),
+                manifest.compression_ratio
+            ),
+        ),
+    ];
+    for (name, value) in lines {
+        writeln!(out, "{name:<17} {value}")?;
+    }
+    writeln!(out)?;
+    qualities(&mut out, manifest)?;
+    let rows: Vec<Vec<String>> = manifest
+        .rows()
+        .iter()
+        .map(|row| {
+            let quality = |f: fn(&Quality) -> String| row.quality.map(f).unwrap_or_default();
+            vec![
+                row.tensor.tensor.clone(),
+                row.tensor.dtype.clone(),
+                format::shape(&row.tensor.shape),
+                row.tensor.kept.name().to_owned(),
+                quality(|q| q.rank.to_string()),
+                quality(|q| format!("{:.4}", q.captured_energy)),
+                quality(|q| format!("{:.4}", q.relative_error)),
+                quality(|q| format!("{:.2e}", q.max_abs_error)),
+                format::count(row.tensor.bytes),
+                format::count(row.stored_bytes),
+            ]
+        })
+        .collect();
+    let header = [
+        "tensor",
+        "dtype",
+        "shape",
+        "kept",
+        "rank",
+        "energy",
+        "rel. error",
+        "max error",
+        "bytes",
+        "compressed",
+    ];
+    write!(
+        out,
+        "\n{}",
+        format::table(&header, &[4, 5, 6, 7, 8, 9], &rows)
+    )?;
+    Ok(())
+}
+
+fn show(path: &str, manifest: &DeltaManifest, tensors: &[TensorReport]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let lines = [
+        ("path", path.to_owned()),
+        ("kind", manifest.delta_type.clone()),
         ("fine-tune", manifest.finetune_model_id.clone()),
         ("base", manifest.base_model_id.clone()),
         ("base fingerprint", manifest.base.fingerprint.clone()),
@@ -89,8 +169,7 @@ fn show(info: &ArtifactInfo) -> Result<(), Failure> {
     for file in &manifest.carried {
         writeln!(out, "sha256 {}  {}", file.sha256, file.path)?;
     }
-    let rows: Vec<Vec<String>> = info
-        .tensors
+    let rows: Vec<Vec<String>> = tensors
         .iter()
         .map(|tensor| {
             vec![

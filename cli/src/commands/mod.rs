@@ -2,6 +2,7 @@
 
 mod completions;
 mod compress;
+mod compress_adapter;
 mod dataset_compress;
 mod dataset_diff;
 mod dataset_estimate;
@@ -11,6 +12,8 @@ mod features;
 mod info;
 mod reconstruct;
 mod sql;
+mod svd_compress;
+mod svd_reconstruct;
 mod unmerge;
 mod verify;
 
@@ -28,6 +31,9 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Compress(args) => compress::run(args, &context).await,
         Command::Unmerge(args) => unmerge::run(args, &context).await,
         Command::Reconstruct(args) => reconstruct::run(args, &context).await,
+        Command::SvdCompress(args) => svd_compress::run(args, &context).await,
+        Command::SvdReconstruct(args) => svd_reconstruct::run(args, &context).await,
+        Command::CompressAdapter(args) => compress_adapter::run(args, &context).await,
         Command::Diff(args) => diff::run(args, &context).await,
         Command::Info(args) => info::run(args, &context).await,
         Command::Verify(args) => verify::run(args, &context).await,

@@ -23,6 +23,9 @@ pub(super) async fn run(args: &Reconstruct, context: &Context) -> Result<u8, Fai
     if let Some(output) = &args.output {
         reconstruct = reconstruct.output(output);
     }
+    if let Some(rule) = args.merge {
+        reconstruct = reconstruct.merge(rule);
+    }
     let outcome = reconstruct.stage().await?.commit().await?;
     drop(bar);
     if context.global.json {
@@ -45,7 +48,11 @@ pub(super) async fn run(args: &Reconstruct, context: &Context) -> Result<u8, Fai
 fn summary(outcome: &ReconstructOutcome) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     for file in &outcome.files {
-        writeln!(out, "identical: sha256 {}  {}", file.sha256, file.file)?;
+        let how = match file.status.as_str() {
+            "merged" => "merged:",
+            _ => "identical:",
+        };
+        writeln!(out, "{how} sha256 {}  {}", file.sha256, file.file)?;
     }
     let what = match outcome.status {
         Status::Created => "created",

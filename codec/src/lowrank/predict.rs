@@ -94,6 +94,16 @@ impl Factors {
             .collect()
     }
 
+    /// The update of one element, as the chain gives it.
+    pub(super) fn element(&self, at: usize) -> f32 {
+        let (row, col) = (at / self.cols.max(1), at % self.cols.max(1));
+        let left = self.left_row(row).iter().enumerate();
+        let sum = left.fold(0f32, |sum, (k, a)| {
+            a.mul_add(self.right_part(k, col)[0], sum)
+        });
+        sum * self.scale
+    }
+
     /// Replaces the words `first..` of the base in `words` by predictions and says where each lies.
     pub(crate) fn apply(
         &self,

@@ -48,17 +48,27 @@ impl SvdArtifact {
 
     /// Whether the adapters are as they were written.
     pub(crate) fn adapters_intact(&self) -> bool {
-        self.manifest.adapters.iter().all(|adapter| {
-            sparse_adapter::FILES
-                .iter()
-                .zip(&adapter.blake3)
-                .all(|(name, hash)| {
-                    sparse_store::safe_join(&self.dir, &format!("{}/{name}", adapter.folder))
-                        .ok()
-                        .and_then(|path| std::fs::read(path).ok())
-                        .is_some_and(|content| blake3::hash(&content).to_hex().as_str() == hash)
-                })
-        })
+        self.adapter_files().iter().all(|(_, intact)| *intact)
+    }
+
+    /// Every file of the adapters, and whether it is as it was written.
+    pub(crate) fn adapter_files(&self) -> Vec<(String, bool)> {
+        let intact = |file: &str, hash: &str| {
+            sparse_store::safe_join(&self.dir, file)
+                .ok()
+                .and_then(|path| std::fs::read(path).ok())
+                .is_some_and(|content| blake3::hash(&content).to_hex().as_str() == hash)
+        };
+        let files = self.manifest.adapters.iter().flat_map(|adapter| {
+            let names = sparse_adapter::FILES.iter().zip(&adapter.blake3);
+            names.map(|(name, hash)| (format!("{}/{name}", adapter.folder), hash))
+        });
+        files
+            .map(|(file, hash)| {
+                let intact = intact(&file, hash);
+                (file, intact)
+            })
+            .collect()
     }
 
     /// An error about one tensor.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use serde::Serialize;
-use sparse_store::{LockGuard, Model, OpenOptions, Pair, Replace, Staged};
+use sparse_store::{LockGuard, Model, OpenOptions, Pair, Published, Replace, Staged};
 use sparse_svd::{Measured, Precision, Rank, Svd};
 
 use super::adapters::{self, Module, Profile, Wanted};
@@ -48,6 +48,59 @@ pub enum SvdRank {
 impl Default for SvdRank {
     fn default() -> Self {
         Self::Fixed(vec![16])
+    }
+}
+
+impl SvdRank {
+    /// The rule that a caller's options give: at most one of them.
+    ///
+    /// # Errors
+    /// Several of them, and numbers that are none of theirs.
+    pub fn choose(
+        rank: Option<&str>,
+        ranks: Option<Vec<u64>>,
+        energy: Option<f64>,
+        bytes: Option<f64>,
+    ) -> Result<Self, DeltaError> {
+        let given = [
+            rank.is_some(),
+            ranks.is_some(),
+            energy.is_some(),
+            bytes.is_some(),
+        ];
+        if given.into_iter().filter(|given| *given).count() > 1 {
+            return Err(DeltaError::usage(
+                "rank, ranks, energy and bytes each decide the ranks: give one of them",
+            ));
+        }
+        if let Some(share) = energy {
+            return Ok(Self::Energy(share));
+        }
+        if let Some(bytes) = bytes {
+            if !(bytes >= 1.0 && bytes < 1e18) {
+                return Err(DeltaError::usage(format!(
+                    "{bytes} is no number of bytes: give, say, 50e6"
+                )));
+            }
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "between 1 and 1e18"
+            )]
+            return Ok(Self::Bytes(bytes as u64));
+        }
+        let ranks = match (rank, ranks) {
+            (Some("auto"), _) => return Ok(Self::Auto),
+            (Some(rank), _) => vec![rank.parse().map_err(|_| {
+                DeltaError::usage(format!(
+                    "{rank:?} is no rank: give a number, say 16, or auto"
+                ))
+            })?],
+            (None, Some(ranks)) => ranks,
+            (None, None) => return Ok(Self::default()),
+        };
+        let number = |rank: u64| usize::try_from(rank).unwrap_or(usize::MAX);
+        Ok(Self::Fixed(ranks.into_iter().map(number).collect()))
     }
 }
 
@@ -115,7 +168,7 @@ impl SvdCompress {
         }
     }
 
-    /// The folder the artifact goes to. Default: its key, in the delta store.
+    /// Where the artifact goes: a folder or an object store URL. Default: its key, in the delta store.
     pub fn output(mut self, output: impl Into<String>) -> Self {
         self.output = Some(output.into());
         self
@@ -213,15 +266,8 @@ impl SvdCompress {
         if self.open.progress.is_none() {
             self.open.progress.clone_from(&self.progress);
         }
-        let output = match self.output.as_deref().map(Output::parse).transpose()? {
-            Some(Output::Url(url)) => {
-                return Err(DeltaError::usage(format!(
-                    "{url}: an approximation is written into a folder; give one, then upload it"
-                )));
-            }
-            Some(Output::Local(path)) => Some(path),
-            None => None,
-        };
+        let output = self.output.as_deref().map(Output::parse).transpose()?;
+        let open = self.open.clone();
         let (base, finetune) = futures::try_join!(
             Model::open(&self.base, &self.open),
             Model::open(&self.finetune, &self.open)
@@ -241,7 +287,7 @@ impl SvdCompress {
             .await
             .map_err(|error| DeltaError::internal(error.to_string()))?;
         drop(on_drop);
-        staged
+        staged.map(|staged| StagedSvd { open, ..staged })
     }
 
     fn check(&mut self) -> Result<(), DeltaError> {
@@ -326,9 +372,11 @@ pub struct SvdOutcome {
 /// An approximation that is complete, and not yet visible. Dropped, it leaves nothing but finished decompositions.
 pub struct StagedSvd {
     staged: Option<(Staged, Replace)>,
+    url: Option<url::Url>,
     resume: Option<Resume>,
     outcome: SvdOutcome,
     started: Instant,
+    open: OpenOptions,
     _lock: Option<LockGuard>,
 }
 
@@ -345,17 +393,29 @@ impl StagedSvd {
     /// An output that was taken in the meantime, or a disk that fails.
     pub async fn commit(mut self) -> Result<SvdOutcome, DeltaError> {
         if let Some((staged, replace)) = self.staged.take() {
-            let resume = self.resume.take();
-            let committed = tokio::task::spawn_blocking(move || {
-                let committed = staged.commit(replace)?;
-                if let Some(resume) = resume {
-                    resume.done();
+            if let Some(url) = &self.url {
+                // The staged folder is only a stop on the way: dropped, it leaves nothing behind.
+                if let Published::Exists { manifest } =
+                    sparse_store::publish(staged.path(), url, &self.open).await?
+                {
+                    let place = PathBuf::from(url.as_str());
+                    let there = SvdDeltaManifest::parse(&place, &manifest)?;
+                    if there.key != self.outcome.manifest.key {
+                        return Err(occupied(&place, &there, &self.outcome.manifest));
+                    }
+                    self.outcome.status = Status::Exists;
+                    self.outcome.manifest = there;
+                    self.outcome.metrics.bytes_written = 0;
                 }
-                Ok::<_, DeltaError>(committed)
-            })
-            .await
-            .map_err(|error| DeltaError::internal(error.to_string()))??;
-            self.outcome.path = committed.path.display().to_string();
+            } else {
+                let committed = tokio::task::spawn_blocking(move || staged.commit(replace))
+                    .await
+                    .map_err(|error| DeltaError::internal(error.to_string()))??;
+                self.outcome.path = committed.path.display().to_string();
+            }
+            if let Some(resume) = self.resume.take() {
+                resume.done();
+            }
         }
         self.outcome.metrics.elapsed = self.started.elapsed();
         Ok(self.outcome)
@@ -365,7 +425,7 @@ impl StagedSvd {
 struct Job {
     base: Arc<Model>,
     finetune: Arc<Model>,
-    output: Option<PathBuf>,
+    output: Option<Output>,
     cache: PathBuf,
     stop: Stop,
     started: Instant,
@@ -392,7 +452,7 @@ impl Job {
     fn run(self) -> Result<StagedSvd, DeltaError> {
         let pool = pipeline::pool(self.options.threads)?;
         let _residency = Residency::watch(vec![Arc::clone(&self.base), Arc::clone(&self.finetune)]);
-        if let Some(path) = &self.output {
+        if let Some(Output::Local(path)) = &self.output {
             paths::refuse_inputs(
                 path,
                 &[
@@ -402,18 +462,33 @@ impl Job {
             )?;
         }
         let identity = self.identity(&pool)?;
-        let path = match &self.output {
-            Some(path) => path.clone(),
-            None => paths::store_in(&self.cache).join(&identity.key),
+        // Where it is written, and where it will be.
+        let (place, path, url) = match &self.output {
+            Some(Output::Local(path)) => (path.clone(), path.clone(), None),
+            Some(Output::Url(url)) => (
+                self.cache.join("uploads").join(&identity.key),
+                PathBuf::from(url.as_str()),
+                Some(url.clone()),
+            ),
+            None => {
+                let path = paths::store_in(&self.cache).join(&identity.key);
+                (path.clone(), path, None)
+            }
         };
         let lock = if self.options.dry_run {
             None
         } else {
-            let name = format!("delta {}", paths::resolved(&path)?.display());
+            let name = format!("delta {}", paths::resolved(&place)?.display());
             Some(sparse_store::lock(&name, &self.cache)?)
         };
         self.stop.check()?;
-        let replace = match self.look(&path, &identity.key)? {
+        // What is in an object store is found out when the manifest is put, which fails if there is one.
+        let found = if url.is_some() {
+            Found::Free
+        } else {
+            self.look(&path, &identity.key)?
+        };
+        let replace = match found {
             Found::Same(manifest) => return Ok(self.existing(&path, *manifest, lock)),
             Found::Free => Replace::Never,
             Found::Replaceable => Replace::Allow,
@@ -421,7 +496,7 @@ impl Job {
         let staged = if self.options.dry_run {
             None
         } else {
-            Some(Staged::dir(&path)?)
+            Some(Staged::dir(&place)?)
         };
         let resume = (!self.options.dry_run).then(|| Resume::new(&self.cache, &identity.resume));
         let (manifest, mut metrics) = self.make(
@@ -445,9 +520,11 @@ impl Job {
         };
         Ok(StagedSvd {
             staged: staged.map(|staged| (staged, replace)),
+            url,
             resume,
             outcome,
             started: self.started,
+            open: OpenOptions::empty(),
             _lock: lock,
         })
     }
@@ -541,21 +618,9 @@ impl Job {
         if self.options.overwrite {
             return Ok(Found::Replaceable);
         }
-        let what = format!(
-            "it holds the approximation of {} on top of {} ({}, {}), not that of {} on top of {} ({}, {})",
-            manifest.finetune_model_id,
-            manifest.base_model_id,
-            manifest.rule,
-            manifest.precision,
-            self.finetune.id(),
-            self.base.id(),
-            self.options.rule(),
-            self.options.precision.name(),
-        );
-        Err(DeltaError::Exists {
-            path: path.into(),
-            what,
-        })
+        let named = [self.finetune.id(), self.base.id()];
+        let how = [&self.options.rule(), self.options.precision.name()];
+        Err(taken(path, &manifest, named, how))
     }
 
     fn existing(
@@ -567,7 +632,9 @@ impl Job {
         let metrics = metrics_of(&manifest);
         StagedSvd {
             staged: None,
+            url: None,
             resume: None,
+            open: OpenOptions::empty(),
             outcome: SvdOutcome {
                 status: Status::Exists,
                 path: path.display().to_string(),
@@ -671,6 +738,7 @@ impl Job {
                     path: file.name.clone(),
                     size: file.size,
                     header: file.header_bytes().len() as u64,
+                    tensors: file.header().entries.len() as u64,
                 })
                 .collect(),
             carried,
@@ -956,6 +1024,24 @@ impl Work<'_> {
             **svd = svd.truncated(rank);
         }
         Ok(all)
+    }
+}
+
+fn occupied(path: &Path, there: &SvdDeltaManifest, wanted: &SvdDeltaManifest) -> DeltaError {
+    let named = [&*wanted.finetune_model_id, &*wanted.base_model_id];
+    taken(path, there, named, [&wanted.rule, &wanted.precision])
+}
+
+/// The output holds another approximation than that of fine-tune and base as `named`, made by a rule and in a precision.
+fn taken(path: &Path, there: &SvdDeltaManifest, named: [&str; 2], how: [&str; 2]) -> DeltaError {
+    let ([finetune, base], [rule, precision]) = (named, how);
+    let what = format!(
+        "it holds the approximation of {} on top of {} ({}, {}), not that of {finetune} on top of {base} ({rule}, {precision})",
+        there.finetune_model_id, there.base_model_id, there.rule, there.precision,
+    );
+    DeltaError::Exists {
+        path: path.into(),
+        what,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use sparse_svd::Precision;
 
 use crate::manifest::{
     Blob, CarriedEntry, Fingerprints, MAX_HEADER, PayloadEntry, check_blob, check_carried,
@@ -126,6 +127,8 @@ pub struct SvdFile {
     pub size: u64,
     /// Bytes of the verbatim header: the 8-byte length and the JSON.
     pub header: u64,
+    /// How many of the tensors are in it.
+    pub tensors: u64,
 }
 
 /// What an artifact holds of a tensor.
@@ -204,7 +207,41 @@ pub struct SvdTensor {
     pub stored_bytes: u64,
 }
 
+/// A tensor at one of the artifact's ranks.
+#[derive(Clone, Copy, Debug)]
+pub struct SvdRow<'m> {
+    /// The tensor.
+    pub tensor: &'m SvdTensor,
+    /// Its number in the manifest.
+    pub number: usize,
+    /// The rank of the artifact.
+    pub at_rank: u64,
+    /// How far off it is; nothing where it is exact.
+    pub quality: Option<&'m Quality>,
+    /// Its bytes in an artifact of that rank.
+    pub stored_bytes: u64,
+}
+
 impl SvdTensor {
+    /// Its elements.
+    #[must_use]
+    pub fn params(&self) -> u64 {
+        self.shape.iter().fold(1, |n, d| n.saturating_mul(*d))
+    }
+
+    /// Its bytes in an artifact of a rank: all of them where there is no smaller one.
+    fn stored_at(&self, rank: u64, precision: Option<Precision>) -> u64 {
+        let component = self
+            .matrices()
+            .and_then(|[_, rows, cols]| precision?.component(rows, cols));
+        let Some(component) = component.filter(|_| self.kept == Kept::LowRank) else {
+            return self.stored_bytes;
+        };
+        let left_out: u64 = self.ranks.iter().map(|own| own.saturating_sub(rank)).sum();
+        let left_out = left_out.saturating_mul(component as u64);
+        self.stored_bytes.saturating_sub(left_out)
+    }
+
     /// Matrices, rows and columns of an approximated tensor.
     pub(crate) fn matrices(&self) -> Option<[usize; 3]> {
         matrices(&self.shape)
@@ -257,6 +294,37 @@ impl SvdDeltaManifest {
         Ok(manifest)
     }
 
+    /// Every tensor at every rank of the artifact, ranks ascending.
+    #[must_use]
+    pub fn rows(&self) -> Vec<SvdRow<'_>> {
+        let precision = Precision::parse(&self.precision);
+        let at = |(place, rank): (usize, &u64)| {
+            let rank = *rank;
+            self.tensors
+                .iter()
+                .enumerate()
+                .map(move |(number, tensor)| SvdRow {
+                    tensor,
+                    number,
+                    at_rank: rank,
+                    quality: tensor.quality.get(place),
+                    stored_bytes: tensor.stored_at(rank, precision),
+                })
+        };
+        self.ranks.iter().enumerate().flat_map(at).collect()
+    }
+
+    /// The safetensors file of a tensor, by its number.
+    #[must_use]
+    pub fn file_of(&self, tensor: usize) -> Option<&str> {
+        let mut before = 0_u64;
+        let holds = |file: &&SvdFile| {
+            before = before.saturating_add(file.tensors);
+            (tensor as u64) < before
+        };
+        self.files.iter().find(holds).map(|file| file.path.as_str())
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.format_version == 0 || self.codec_version == 0 {
             return Err("version 0 does not exist".into());
@@ -282,6 +350,13 @@ impl SvdDeltaManifest {
         if headers > 0 {
             check_blob(&self.payloads, "headers", &self.headers)?;
         }
+        let tensors = self
+            .files
+            .iter()
+            .try_fold(0_u64, |n, f| n.checked_add(f.tensors));
+        if tensors != Some(self.tensors.len() as u64) {
+            return Err("the tensors of the files do not add up".into());
+        }
         if total != self.original_size_bytes || i64::try_from(total).is_err() {
             return Err("the sizes of the files do not add up".into());
         }
@@ -291,7 +366,7 @@ impl SvdDeltaManifest {
         {
             return Err("the ranks are none, or not in order".into());
         }
-        if sparse_svd::Precision::parse(&self.precision).is_none() {
+        if Precision::parse(&self.precision).is_none() {
             return Err(format!("factors of precision {:?}", self.precision));
         }
         for (number, tensor) in self.tensors.iter().enumerate() {

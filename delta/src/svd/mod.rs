@@ -12,8 +12,12 @@ mod reconstruct;
 mod resume;
 mod source;
 mod units;
+mod verify;
 
 pub use adapters::Profile;
+pub(crate) use artifact::read_manifest;
 pub use compress::{StagedSvd, SvdCompress, SvdMetrics, SvdOutcome, SvdRank};
-pub use manifest::{AdapterEntry, Kept, Quality, SvdDeltaManifest, SvdFile, SvdTensor};
+pub use manifest::{AdapterEntry, Kept, Quality, SvdDeltaManifest, SvdFile, SvdRow, SvdTensor};
+pub(crate) use verify::verify;
+
 pub use reconstruct::{StagedApproximation, SvdReconstruct, SvdReconstructOutcome};

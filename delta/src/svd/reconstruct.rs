@@ -1,7 +1,7 @@
 //! `SvdReconstruct`: base and approximation in, the approximate model out.
 
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,12 @@ use super::manifest::{Kept, SvdDeltaManifest, SvdTensor};
 use crate::error::During;
 use crate::identity::hash_file;
 use crate::manifest::MANIFEST;
-use crate::paths::{self, Occupant, Output, root_of};
+use crate::paths::{self, Output, root_of};
 use crate::progress::{Stop, Ticker};
 use crate::rebuild::Target;
-use crate::reconstruct::{Place, blame_base, enough_space, refuse_other_base};
+use crate::reconstruct::{
+    Place, Settling, blame_base, enough_space, look_at_model, refuse_other_base,
+};
 use crate::report::FileReport;
 use crate::residency::Residency;
 use crate::tensor::header_prefix;
@@ -245,7 +247,9 @@ impl Job {
             let name = format!("model {}", paths::resolved(&output)?.display());
             Some(sparse_store::lock(&name, &self.cache)?)
         };
-        let occupant = self.look(&artifact, &output)?;
+        let weights = manifest.files.iter().map(|f| f.path.as_str());
+        let all = weights.chain(manifest.carried.iter().map(|c| c.path.as_str()));
+        let occupant = look_at_model(all, &output)?;
         let _residency = Residency::watch(vec![Arc::clone(&self.base)]);
         let staged = if self.options.dry_run {
             None
@@ -271,23 +275,17 @@ impl Job {
                     &pool,
                 )
             })?;
-        let mut status = Status::DryRun;
-        let mut kept = None;
-        if let Some(staged) = staged {
-            let same = occupant == Occupant::Dir && same_files(&files, &output, &self.stop)?;
-            (status, kept) = if same {
-                (Status::Exists, None)
-            } else if occupant == Occupant::Dir && !self.options.overwrite && self.output.is_some()
-            {
-                let what = format!(
-                    "it differs from the approximation of {} at rank {rank}",
-                    manifest.finetune_model_id
-                );
-                return Err(DeltaError::Exists { path: output, what });
-            } else {
-                (Status::Created, Some((staged, Replace::Allow)))
-            };
-        }
+        let settling = Settling {
+            files: &files,
+            output: &output,
+            occupant: &occupant,
+            replace: self.options.overwrite || self.output.is_none(),
+            what: format!(
+                "the approximation of {} at rank {rank}",
+                manifest.finetune_model_id
+            ),
+        };
+        let (status, kept) = settling.settle(staged, &self.stop)?;
         let outcome = SvdReconstructOutcome {
             status,
             path: output.display().to_string(),
@@ -298,7 +296,7 @@ impl Job {
             manifest: artifact.manifest,
         };
         Ok(StagedApproximation {
-            staged: kept,
+            staged: kept.map(|staged| (staged, Replace::Allow)),
             outcome,
             started: self.started,
             _lock: lock,
@@ -317,32 +315,6 @@ impl Job {
                 all.join(", ")
             ))
         })
-    }
-
-    /// What is at the output; an error where it must stay.
-    fn look(&self, artifact: &SvdArtifact, output: &Path) -> Result<Occupant, DeltaError> {
-        let occupant = paths::occupant(output)?;
-        let refused = |why: String| {
-            Err(DeltaError::Refused {
-                path: output.into(),
-                why,
-            })
-        };
-        match occupant {
-            Occupant::File => refused("it is a file, and the model is a folder".into()),
-            Occupant::Dir => {
-                let manifest = &artifact.manifest;
-                let weights = manifest.files.iter().map(|f| f.path.as_str());
-                let all = weights.chain(manifest.carried.iter().map(|c| c.path.as_str()));
-                match paths::stranger(all, output)? {
-                    Some(stranger) => refused(format!(
-                        "it holds files that do not belong to the model ({stranger})"
-                    )),
-                    None => Ok(occupant),
-                }
-            }
-            _ => Ok(occupant),
-        }
     }
 
     fn rebuild(
@@ -452,7 +424,10 @@ impl Job {
 }
 
 /// The verbatim header of each file, and what it says.
-fn headers(artifact: &SvdArtifact, base: &Model) -> Result<Vec<(Vec<u8>, Header)>, DeltaError> {
+pub(super) fn headers(
+    artifact: &SvdArtifact,
+    base: &Model,
+) -> Result<Vec<(Vec<u8>, Header)>, DeltaError> {
     let manifest = &artifact.manifest;
     let corrupt = |problem: String| {
         DeltaError::corrupt(artifact.payload.path(manifest.headers.payload), problem)
@@ -483,29 +458,17 @@ fn headers(artifact: &SvdArtifact, base: &Model) -> Result<Vec<(Vec<u8>, Header)
     Ok(found)
 }
 
-/// Whether a folder holds files of these sizes and hashes.
-fn same_files(files: &[FileReport], output: &Path, stop: &Stop) -> Result<bool, DeltaError> {
-    for file in files {
-        let path = sparse_store::safe_join(output, &file.file)?;
-        let alike = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == file.bytes);
-        if !alike || hash_file(&path, stop)? != file.sha256 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
 /// Rebuilds tensors at one rank.
-struct Rebuild<'r> {
-    artifact: &'r SvdArtifact,
-    base: &'r Model,
-    rank: u64,
-    stop: &'r Stop,
+pub(super) struct Rebuild<'r> {
+    pub(super) artifact: &'r SvdArtifact,
+    pub(super) base: &'r Model,
+    pub(super) rank: u64,
+    pub(super) stop: &'r Stop,
 }
 
 impl Rebuild<'_> {
     /// A tensor of the manifest is the one of the header.
-    fn check(
+    pub(super) fn check(
         &self,
         tensor: &SvdTensor,
         place: &sparse_store::TensorEntry,
@@ -526,7 +489,7 @@ impl Rebuild<'_> {
     }
 
     /// Writes one tensor from byte `start` of a file on, and holds it to its hash.
-    fn tensor(
+    pub(super) fn tensor(
         &self,
         number: usize,
         tensor: &SvdTensor,

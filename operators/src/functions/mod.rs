@@ -1,5 +1,6 @@
 //! The table functions: one file each, named after it.
 
+mod sparse_adapter_compress;
 mod sparse_compress;
 mod sparse_dataset_compress;
 mod sparse_dataset_diff;
@@ -9,6 +10,8 @@ mod sparse_diff;
 mod sparse_features;
 mod sparse_info;
 mod sparse_reconstruct;
+mod sparse_svd_compress;
+mod sparse_svd_reconstruct;
 mod sparse_tensors;
 mod sparse_unmerge;
 mod sparse_verify;
@@ -27,6 +30,7 @@ use crate::spec::{Column, Parameter, Spec, Type};
 /// Every table function, sorted by name.
 pub fn all() -> Vec<Arc<dyn SparseFunction>> {
     vec![
+        Arc::new(sparse_adapter_compress::SparseAdapterCompress),
         Arc::new(sparse_compress::SparseCompress),
         Arc::new(sparse_dataset_compress::SparseDatasetCompress),
         Arc::new(sparse_dataset_diff::SparseDatasetDiff),
@@ -36,6 +40,8 @@ pub fn all() -> Vec<Arc<dyn SparseFunction>> {
         Arc::new(sparse_features::SparseFeatures),
         Arc::new(sparse_info::SparseInfo),
         Arc::new(sparse_reconstruct::SparseReconstruct),
+        Arc::new(sparse_svd_compress::SparseSvdCompress),
+        Arc::new(sparse_svd_reconstruct::SparseSvdReconstruct),
         Arc::new(sparse_tensors::SparseTensors),
         Arc::new(sparse_unmerge::SparseUnmerge),
         Arc::new(sparse_verify::SparseVerify),
@@ -103,6 +109,25 @@ fn once(
     future: impl Future<Output = Result<RecordBatch>> + Send + 'static,
 ) -> BoxStream<'static, Result<RecordBatch>> {
     stream::once(future).boxed()
+}
+
+/// The row that tells of a row of work that failed: its inputs, `path` for the output, status and message.
+fn failed_row(spec: &Spec, inputs: &Inputs, message: &str) -> Result<RecordBatch> {
+    let input = |name: &str| {
+        let at = spec.inputs.iter().position(|input| input.name == name)?;
+        inputs.get(at).cloned().flatten()
+    };
+    let known = |name: &str| match name {
+        "path" => input("output"),
+        "status" => Some("failed".to_owned()),
+        "message" => Some(message.to_owned()),
+        name => input(name),
+    };
+    let column = |column: &Column| match column.ty {
+        Type::Text => columns::texts(vec![known(column.name)]),
+        ty => new_null_array(&ty.data_type(), 1),
+    };
+    columns::batch(spec.schema(), spec.columns.iter().map(column).collect(), 1)
 }
 
 /// Cancels an operation when the future that awaits it is dropped.

@@ -151,7 +151,11 @@ impl Writer for SparseCompress {
             compress = compress.threads(threads);
         }
         let delta = compress.stage().await.map_err(error::delta)?;
-        Ok(Box::new(Pair { inputs, delta }))
+        Ok(Box::new(Pair {
+            spec: &SPEC,
+            inputs,
+            delta,
+        }))
     }
 
     fn failed(&self, inputs: &Inputs, message: &str) -> Result<RecordBatch> {
@@ -160,9 +164,10 @@ impl Writer for SparseCompress {
 }
 
 /// A delta that is complete and not visible yet.
-struct Pair {
-    inputs: Inputs,
-    delta: StagedDelta,
+pub(super) struct Pair {
+    pub(super) spec: &'static Spec,
+    pub(super) inputs: Inputs,
+    pub(super) delta: StagedDelta,
 }
 
 #[async_trait]
@@ -171,7 +176,7 @@ impl Staged for Pair {
         let outcome = self.delta.commit().await.map_err(error::delta)?;
         let metrics = &outcome.metrics;
         Ok(Committed {
-            rows: batch(&self.inputs, &outcome)?,
+            rows: batch(self.spec, &self.inputs, &outcome)?,
             bytes_read: metrics.bytes_read,
             bytes_written: metrics.bytes_written,
             original_bytes: metrics.original_bytes,
@@ -180,7 +185,8 @@ impl Staged for Pair {
     }
 }
 
-fn batch(inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {
+/// One row per tensor: the two models, [`report_columns`], path, status and message.
+fn batch(spec: &Spec, inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {
     let rows = outcome.tensors.len();
     let same = |value: Option<&str>| -> ArrayRef { columns::texts(vec![value; rows]) };
     let mut all = vec![
@@ -191,5 +197,5 @@ fn batch(inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {
     all.push(same(Some(&outcome.path)));
     all.push(same(Some(outcome.status.name())));
     all.push(same(None));
-    columns::batch(SPEC.schema(), all, rows)
+    columns::batch(spec.schema(), all, rows)
 }

@@ -9,7 +9,7 @@ use sparse_dataset::{Compress, CompressOutcome, SplitEntry, StagedDelta};
 
 use super::{CancelOnDrop, failed_row, threads};
 use crate::function::{Action, Committed, Inputs, Request, SparseFunction, Staged, Writer};
-use crate::spec::{Column, Parameter, Spec, Type};
+use crate::spec::{Column, Kind, Parameter, Spec, Type};
 use crate::{columns, error, rows};
 
 static SPEC: Spec = Spec {
@@ -27,8 +27,9 @@ static SPEC: Spec = Spec {
         ),
     ],
     options: &[
-        Parameter::texts(
+        Parameter::of(
             "splits",
+            Kind::Texts,
             "The splits of the derivative to store. Default: all.",
         ),
         Parameter::choice(
@@ -141,7 +142,7 @@ impl Writer for SparseDatasetCompress {
         };
         let (_guard, cancel) = CancelOnDrop::new();
         let mut compress = Compress::new(base, derivative)
-            .splits(options.texts("splits"))
+            .splits(options.texts("splits").unwrap_or_default())
             .effort(effort)
             .memory(super::memory(&request)?)
             .dry_run(options.flag("dry_run"))

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::{CancelOnDrop, threads};
 use crate::function::{Action, Inputs, Reader, Request, SparseFunction};
-use crate::spec::{Column, Parameter, Spec, Type};
+use crate::spec::{Column, Kind, Parameter, Spec, Type};
 use crate::{columns, error, rows};
 
 /// Pieces of differences that wait for their reader.
@@ -31,11 +31,16 @@ static SPEC: Spec = Spec {
         Parameter::dataset("derivative", "The derivative dataset, given like the base."),
     ],
     options: &[
-        Parameter::texts(
+        Parameter::of(
             "key",
+            Kind::Texts,
             "The columns that identify a row; rows of equal keys are matched in order. Default: rows are matched by their content.",
         ),
-        Parameter::texts("splits", "The splits to compare. Default: all."),
+        Parameter::of(
+            "splits",
+            Kind::Texts,
+            "The splits to compare. Default: all.",
+        ),
         super::MEMORY,
     ],
     columns: &[
@@ -108,8 +113,8 @@ fn differences(
         rows::dataset(&SPEC, inputs, request, 0)?,
         rows::dataset(&SPEC, inputs, request, 1)?,
     )
-    .key(request.options.texts("key"))
-    .splits(request.options.texts("splits"))
+    .key(request.options.texts("key").unwrap_or_default())
+    .splits(request.options.texts("splits").unwrap_or_default())
     .memory(super::memory(request)?)
     .open_options(request.config.open_options())
     .cancel(cancel.clone());

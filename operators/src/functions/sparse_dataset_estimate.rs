@@ -9,7 +9,7 @@ use sparse_dataset::{Estimate, EstimateOutcome};
 
 use super::{CancelOnDrop, once, threads};
 use crate::function::{Action, Inputs, Reader, Request, SparseFunction};
-use crate::spec::{Column, Parameter, Spec, Type};
+use crate::spec::{Column, Kind, Parameter, Spec, Type};
 use crate::{columns, error, rows};
 
 static SPEC: Spec = Spec {
@@ -23,15 +23,13 @@ static SPEC: Spec = Spec {
         Parameter::dataset("derivative", "The derivative dataset, given like the base."),
     ],
     options: &[
-        Parameter {
-            default: Some("train"),
-            ..Parameter::optional("split", "The split of the derivative.")
-        },
-        Parameter::number(
+        Parameter::optional("split", "The split of the derivative.").by_default("train"),
+        Parameter::of(
             "sample_size",
-            Some("1000"),
+            Kind::Count(&[]),
             "How many edited rows, and how many new ones, are coded to know what they cost.",
-        ),
+        )
+        .by_default("1000"),
         super::MEMORY,
     ],
     columns: &[
@@ -104,7 +102,7 @@ impl Reader for SparseDatasetEstimate {
                 rows::dataset(&SPEC, &inputs, &request, 1)?,
             )
             .split(options.text("split").unwrap_or("train"))
-            .sample_size(options.number("sample_size").unwrap_or(1000))
+            .sample_size(options.count("sample_size").unwrap_or(1000))
             .effort(request.config.effort)
             .memory(super::memory(&request)?)
             .open_options(request.config.open_options())

@@ -37,7 +37,7 @@ static SPEC: Spec = Spec {
             "The base dataset, given like that of sparse_dataset_compress. Default: the one the artifact names; a delta whose \
              base was a table or a query needs it.",
         )
-        .of(Kind::Dataset),
+        .taking(Kind::Dataset),
     ],
     options: &[
         super::MEMORY,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use datafusion::common::Result;
-use sparse_delta::{Reconstruct, ReconstructOutcome, StagedModel};
+use sparse_delta::{FileReport, MergeRule, Reconstruct, StagedModel, Status};
 
-use super::{CancelOnDrop, threads};
+use super::{CancelOnDrop, failed_row, threads};
 use crate::function::{
     Action, Committed, Inputs, Request, SparseFunction, Staged, Writer, required,
 };
@@ -32,6 +32,13 @@ static SPEC: Spec = Spec {
         ),
     ],
     options: &[
+        Parameter::choice(
+            "merge",
+            &["default", "safe"],
+            None,
+            "Of an adapter's artifact: the base with the adapter merged into it, to the bits of PEFT's merge_and_unload; safe as its \
+             safe_merge. Without it, the adapter's files come back.",
+        ),
         Parameter::flag("dry_run", "Rebuild and check everything, write nothing."),
         Parameter::flag(
             "overwrite",
@@ -53,12 +60,12 @@ static SPEC: Spec = Spec {
         Column::new(
             "sha256",
             Type::Text,
-            "Its SHA-256: that of the fine-tune's file.",
+            "Its SHA-256: that of the fine-tune's file; null for merged weights in a dry run.",
         ),
         Column::new(
             "origin",
             Type::Text,
-            "How it came about: rebuilt, carried, copied (from the base) or exists.",
+            "How it came about: rebuilt, merged, carried, copied (from the base) or exists.",
         ),
         Column::new("path", Type::Text, "Where the model is."),
         Column::new(
@@ -72,6 +79,9 @@ static SPEC: Spec = Spec {
         "SELECT count(*) FROM sparse_compress('examples/models/base', 'examples/models/sft', '{tmp}/sft-delta');\n\
          SELECT file, bytes, sha256, status\n\
          FROM sparse_reconstruct('examples/models/base', '{tmp}/sft-delta', '{tmp}/sft-again') ORDER BY file;",
+        "SELECT count(*) FROM sparse_adapter_compress('examples/models/base', 'examples/models/lora', '{tmp}/lora-delta');\n\
+         SELECT file, origin, status\n\
+         FROM sparse_reconstruct('examples/models/base', '{tmp}/lora-delta', '{tmp}/merged', merge => 'default') ORDER BY file;",
     ],
 };
 
@@ -98,6 +108,9 @@ impl Writer for SparseReconstruct {
             .overwrite(request.options.flag("overwrite"))
             .open_options(request.config.open_options())
             .cancel(cancel);
+        if let Some(rule) = request.options.text("merge").and_then(MergeRule::parse) {
+            reconstruct = reconstruct.merge(rule);
+        }
         if let Some(output) = inputs.get(2).and_then(Option::as_deref) {
             reconstruct = reconstruct.output(output);
         }
@@ -109,20 +122,7 @@ impl Writer for SparseReconstruct {
     }
 
     fn failed(&self, inputs: &Inputs, message: &str) -> Result<RecordBatch> {
-        let input = |at: usize| columns::texts(vec![inputs.get(at).cloned().flatten()]);
-        let none = || columns::texts(vec![None::<&str>]);
-        let all = vec![
-            input(0),
-            input(1),
-            none(),
-            columns::counts([None]),
-            none(),
-            none(),
-            input(2),
-            columns::texts([Some("failed")]),
-            columns::texts([Some(message)]),
-        ];
-        columns::batch(SPEC.schema(), all, 1)
+        failed_row(&SPEC, inputs, message)
     }
 }
 
@@ -138,7 +138,13 @@ impl Staged for Rebuilt {
         let outcome = self.model.commit().await.map_err(error::delta)?;
         let metrics = &outcome.metrics;
         Ok(Committed {
-            rows: batch(&self.inputs, &outcome)?,
+            rows: file_rows(
+                &SPEC,
+                &self.inputs,
+                &outcome.files,
+                &outcome.path,
+                outcome.status,
+            )?,
             bytes_read: metrics.artifact_bytes,
             bytes_written: metrics.bytes_written,
             original_bytes: metrics.bytes,
@@ -147,19 +153,27 @@ impl Staged for Rebuilt {
     }
 }
 
-fn batch(inputs: &Inputs, outcome: &ReconstructOutcome) -> Result<RecordBatch> {
-    let files = &outcome.files;
+/// One row per rebuilt file.
+pub(super) fn file_rows(
+    spec: &Spec,
+    inputs: &Inputs,
+    files: &[FileReport],
+    path: &str,
+    status: Status,
+) -> Result<RecordBatch> {
     let same = |value: Option<&str>| columns::texts(vec![value; files.len()]);
+    // A dry run writes no weights, and hashes none where nothing says what they must be.
+    let hash = |file: &FileReport| (!file.sha256.is_empty()).then(|| file.sha256.clone());
     let all = vec![
         same(inputs.first().and_then(Option::as_deref)),
         same(inputs.get(1).and_then(Option::as_deref)),
         columns::texts(files.iter().map(|file| Some(&file.file))),
         columns::counts(files.iter().map(|file| Some(file.bytes))),
-        columns::texts(files.iter().map(|file| Some(&file.sha256))),
+        columns::texts(files.iter().map(hash)),
         columns::texts(files.iter().map(|file| Some(&file.status))),
-        same(Some(&outcome.path)),
-        same(Some(outcome.status.name())),
+        same(Some(path)),
+        same(Some(status.name())),
         same(None),
     ];
-    columns::batch(SPEC.schema(), all, files.len())
+    columns::batch(spec.schema(), all, files.len())
 }

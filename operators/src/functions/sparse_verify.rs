@@ -16,8 +16,8 @@ use crate::{columns, error, rows};
 static SPEC: Spec = Spec {
     name: "sparse_verify",
     row: "check",
-    description: "Whether every hash of a delta artifact still holds. What is damaged is a row with ok = false, not an error. \
-                  With the base, every file is rebuilt in bounded memory and its SHA-256 compared (of a dataset, every split and its \
+    description: "Whether every hash of an artifact (a delta, an adapter, an approximation) still holds. What is damaged is a row with \
+                  ok = false, not an error. With the base, every file is rebuilt in bounded memory and its SHA-256 compared (of a dataset, every split and its \
                   logical hash); nothing is written.",
     inputs: &[
         Parameter::required(
@@ -28,7 +28,7 @@ static SPEC: Spec = Spec {
             "base",
             "The base model or dataset: rebuild everything from it too.",
         )
-        .of(Kind::Dataset),
+        .taking(Kind::Dataset),
     ],
     options: &[],
     columns: &[
@@ -36,8 +36,8 @@ static SPEC: Spec = Spec {
         Column::new(
             "kind",
             Type::Text,
-            "manifest, index, payload, tensor, carried, or file (rebuilt from the base); of a dataset: manifest, payload, plan, split \
-             (rebuilt from the base).",
+            "manifest, index, payload, adapter, tensor, carried, or file (rebuilt from the base; of an approximation, at each of \
+             its ranks); of a dataset: manifest, payload, plan, split (rebuilt from the base).",
         ),
         Column::new("ok", Type::Flag, "Whether it is as it should be."),
         Column::new("detail", Type::Text, "What was checked, or what is wrong."),
