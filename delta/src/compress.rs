@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 use sparse_adapter::PeftAdapter;
-use sparse_codec::{Effort, EncodeOptions};
+use sparse_codec::{Effort, EncodeOptions, Granularity};
 use sparse_store::{LockGuard, Model, OpenOptions, Published, Replace, Staged};
 
 use crate::artifact::{self, Artifact};
 use crate::error::During;
 use crate::identity::{self, Content};
 use crate::manifest::{
-    CarriedEntry, FORMAT_VERSION, FileEntry, Fingerprints, INDEX, IndexEntry, MANIFEST,
+    CarriedEntry, FORMAT_VERSION, FileEntry, Fingerprints, INDEX, INT8_DELTA, IndexEntry, MANIFEST,
 };
 use crate::paths::{self, Occupant, Output, root_of};
 use crate::payload::PayloadWriter;
@@ -26,7 +26,53 @@ use crate::{
     verify,
 };
 
-/// Makes the lossless delta of a fine-tune against its base.
+/// What a delta keeps of a fine-tune.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Every byte.
+    #[default]
+    Lossless,
+    /// Of large tensors an approximation: differences from the base as 8-bit codes and scales. Lossy, and labelled so
+    /// wherever it is shown.
+    Int8(Granularity),
+}
+
+impl Mode {
+    /// The mode of a name ("lossless" or "int8"); `granularity` belongs to the latter.
+    ///
+    /// # Errors
+    /// Another name, or a granularity for a lossless delta.
+    pub fn parse(name: &str, granularity: Option<Granularity>) -> Result<Self, DeltaError> {
+        match (name, granularity) {
+            ("lossless", None) => Ok(Self::Lossless),
+            ("lossless", Some(_)) => Err(DeltaError::usage(
+                "a granularity belongs to mode int8: give that mode, or leave the granularity out",
+            )),
+            ("int8", granularity) => Ok(Self::Int8(granularity.unwrap_or_default())),
+            _ => Err(DeltaError::usage(format!(
+                "'{name}' is no mode: use lossless or int8"
+            ))),
+        }
+    }
+
+    /// The mode a manifest is of.
+    pub(crate) fn of(manifest: &DeltaManifest) -> Self {
+        manifest.lossy.as_ref().map_or(Self::Lossless, |lossy| {
+            Self::Int8(lossy.granularity.parse().unwrap_or_default())
+        })
+    }
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lossless => f.pad("lossless"),
+            Self::Int8(granularity) => write!(f, "int8 by {granularity}"),
+        }
+    }
+}
+
+/// Makes the delta of a fine-tune against its base: lossless, unless another [`Mode`] is asked for.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), sparse_delta::DeltaError> {
@@ -40,6 +86,7 @@ pub struct Compress {
     finetune: String,
     output: Option<String>,
     effort: Effort,
+    mode: Mode,
     adapter: Option<String>,
     overwrite: bool,
     dry_run: bool,
@@ -57,6 +104,7 @@ impl Compress {
             finetune: finetune.into(),
             output: None,
             effort: Effort::default(),
+            mode: Mode::default(),
             adapter: None,
             overwrite: false,
             dry_run: false,
@@ -76,6 +124,12 @@ impl Compress {
     /// How hard the codec tries.
     pub fn effort(mut self, effort: Effort) -> Self {
         self.effort = effort;
+        self
+    }
+
+    /// What is kept of the fine-tune.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
         self
     }
 
@@ -151,6 +205,7 @@ impl Compress {
             finetune: Arc::new(finetune),
             output,
             effort: self.effort,
+            mode: self.mode,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
             threads: self.threads,
@@ -227,6 +282,7 @@ struct Job {
     adapter: Option<PeftAdapter>,
     output: Option<Output>,
     effort: Effort,
+    mode: Mode,
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
@@ -306,8 +362,8 @@ impl Job {
             Some(Output::Local(path)) => format!("delta {}", paths::resolved(path)?.display()),
             Some(Output::Url(url)) => format!("delta {url}"),
             None => format!(
-                "delta {} {} {}",
-                known.base_quick, known.finetune_quick, self.effort
+                "delta {} {} {} {}",
+                known.base_quick, known.finetune_quick, self.effort, self.mode
             ),
         })
     }
@@ -386,7 +442,7 @@ impl Job {
         Wanted {
             base: self.base.id(),
             finetune: self.finetune.id(),
-            effort: self.effort.to_string(),
+            how: how(&self.effort.to_string(), self.mode),
         }
     }
 
@@ -394,6 +450,7 @@ impl Job {
         manifest.base.quick_fingerprint == known.base_quick
             && manifest.finetune_quick == known.finetune_quick
             && manifest.effort == self.effort.to_string()
+            && Mode::of(manifest) == self.mode
     }
 
     /// Artifacts of the delta store that may be the one asked for.
@@ -444,6 +501,7 @@ impl Job {
             content,
             self.effort,
             self.adapter_hash()?.as_deref(),
+            self.mode,
         ))
     }
 
@@ -575,7 +633,9 @@ impl Job {
                     let before = writer.offset();
                     let encoded = encode::encode(
                         &self.base,
+                        &self.finetune,
                         &pairs,
+                        self.mode,
                         self.adapter.as_ref(),
                         &options,
                         &mut writer,
@@ -605,6 +665,7 @@ impl Job {
             &content,
             self.effort,
             self.adapter_hash()?.as_deref(),
+            self.mode,
         );
         let header_bytes: u64 = encoded
             .frames
@@ -620,7 +681,10 @@ impl Job {
                 .sum::<u64>();
         let mut manifest = DeltaManifest {
             version: "1.0".into(),
-            delta_type: "model_delta".into(),
+            delta_type: match encoded.lossy {
+                Some(_) => INT8_DELTA.into(),
+                None => "model_delta".into(),
+            },
             base_model_id: self.base.id().to_owned(),
             finetune_model_id: self.finetune.id().to_owned(),
             created_at: timestamp(),
@@ -633,13 +697,18 @@ impl Job {
             key,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             effort: self.effort.to_string(),
+            lossy: encoded.lossy.as_ref().map(|(lossy, _)| lossy.clone()),
             single_file: self.finetune.is_single_file(),
             base: Fingerprints {
                 fingerprint,
                 quick_fingerprint: known.base_quick.clone(),
             },
             finetune_quick: known.finetune_quick.clone(),
-            files: self.file_entries(&content),
+            // The hashes of what is rebuilt.
+            files: self.file_entries(match &encoded.lossy {
+                Some((_, hashes)) => hashes,
+                None => &content.weights,
+            }),
             original_bytes: self.finetune.weight_bytes()
                 + carried.iter().map(|c: &CarriedEntry| c.size).sum::<u64>(),
             carried,
@@ -696,7 +765,7 @@ impl Job {
         blobs::store(writer, &headers, &header_prefix(&self.base))
     }
 
-    fn file_entries(&self, content: &Content) -> Vec<FileEntry> {
+    fn file_entries(&self, hashes: &[String]) -> Vec<FileEntry> {
         let entry = |(file, sha256): (&sparse_store::WeightFile, &String)| FileEntry {
             path: file.name.clone(),
             size: file.size,
@@ -706,7 +775,7 @@ impl Job {
         self.finetune
             .files()
             .iter()
-            .zip(&content.weights)
+            .zip(hashes)
             .map(entry)
             .collect()
     }
@@ -716,7 +785,15 @@ impl Job {
 struct Wanted<'w> {
     base: &'w str,
     finetune: &'w str,
-    effort: String,
+    how: String,
+}
+
+/// Effort, and mode where it is not the usual one.
+fn how(effort: &str, mode: Mode) -> String {
+    match mode {
+        Mode::Lossless => format!("effort {effort}"),
+        mode => format!("{mode}, effort {effort}"),
+    }
 }
 
 impl<'w> Wanted<'w> {
@@ -724,21 +801,21 @@ impl<'w> Wanted<'w> {
         Self {
             base: &manifest.base_model_id,
             finetune: &manifest.finetune_model_id,
-            effort: manifest.effort.clone(),
+            how: how(&manifest.effort, Mode::of(manifest)),
         }
     }
 }
 
 fn occupied(path: &Path, manifest: &DeltaManifest, wanted: &Wanted<'_>) -> DeltaError {
     let what = format!(
-        "it holds the delta of {} against {} (effort {}, key {}), not that of {} against {} (effort {})",
+        "it holds the delta of {} against {} ({}, key {}), not that of {} against {} ({})",
         manifest.finetune_model_id,
         manifest.base_model_id,
-        manifest.effort,
+        how(&manifest.effort, Mode::of(manifest)),
         manifest.key.get(..16).unwrap_or_default(),
         wanted.finetune,
         wanted.base,
-        wanted.effort,
+        wanted.how,
     );
     DeltaError::Exists {
         path: path.into(),

@@ -129,7 +129,14 @@ fn verify(
         detail,
     };
     let mut checks = vec![
-        ok(MANIFEST, "manifest", format!("seal {}", manifest.seal)),
+        ok(
+            MANIFEST,
+            "manifest",
+            match &manifest.lossy {
+                None => format!("seal {}", manifest.seal),
+                Some(lossy) => format!("seal {}; lossy: {}", manifest.seal, lossy.describe()),
+            },
+        ),
         ok(
             INDEX,
             "index",
@@ -280,7 +287,7 @@ fn rebuild_all(
                 },
                 Ok(sha256) => {
                     let detail = format!(
-                        "rebuilt with sha256 {sha256} where the fine-tune's was {}",
+                        "rebuilt with sha256 {sha256} where the manifest says {}",
                         entry.sha256
                     );
                     Check {

@@ -13,6 +13,8 @@ mod resume;
 mod source;
 mod units;
 
+pub(crate) use artifact::SvdArtifact;
+
 pub use adapters::Profile;
 pub use compress::{StagedSvd, SvdCompress, SvdMetrics, SvdOutcome, SvdRank};
 pub use manifest::{AdapterEntry, Kept, Quality, SvdDeltaManifest, SvdFile, SvdTensor};
