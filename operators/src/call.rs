@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use arrow::array::Array as _;
 use arrow::datatypes::DataType;
 use datafusion::common::{Result, ScalarValue, plan_datafusion_err, plan_err};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast, lit};
@@ -46,6 +47,27 @@ impl Options {
     /// The value of a text option, if it was given or has a default.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(String::as_str)
+    }
+
+    /// The value of a number.
+    pub(crate) fn number(&self, name: &str) -> Option<f64> {
+        self.text(name)?.parse().ok()
+    }
+
+    /// The value of a whole number, where it is not one of the option's strings.
+    pub(crate) fn count(&self, name: &str) -> Option<u64> {
+        self.text(name)?.parse().ok()
+    }
+
+    /// The values of a list of whole numbers.
+    pub(crate) fn counts(&self, name: &str) -> Option<Vec<u64>> {
+        let parts = self.text(name)?.split(',').filter(|part| !part.is_empty());
+        parts.map(|part| part.parse().ok()).collect()
+    }
+
+    /// The texts of a list.
+    pub(crate) fn texts(&self, name: &str) -> Option<Vec<String>> {
+        serde_json::from_str(self.text(name)?).ok()
     }
 
     /// The value of a flag.
@@ -240,7 +262,74 @@ fn option_value(spec: &Spec, option: &Parameter, value: ScalarValue) -> Result<O
             Some(text) if choices.contains(&text) => Ok(Some(text.to_owned())),
             _ => ill_typed(spec, option, &value),
         },
+        Kind::Number => match number(&value) {
+            Some(number) => Ok(Some(number.to_string())),
+            None => ill_typed(spec, option, &value),
+        },
+        Kind::Count(others) => match value.try_as_str().flatten() {
+            Some(text) if others.contains(&text) => Ok(Some(text.to_owned())),
+            _ => match whole(&value) {
+                Some(count) => Ok(Some(count.to_string())),
+                None => ill_typed(spec, option, &value),
+            },
+        },
+        Kind::Texts => match texts(&value) {
+            Some(texts) => Ok(Some(serde_json::Value::from(texts).to_string())),
+            None => ill_typed(spec, option, &value),
+        },
+        Kind::Counts => match list(&value) {
+            Some(counts) => Ok(Some(counts.join(","))),
+            None => ill_typed(spec, option, &value),
+        },
     }
+}
+
+/// A finite number.
+fn number(value: &ScalarValue) -> Option<f64> {
+    if !value.data_type().is_numeric() {
+        return None;
+    }
+    match value.cast_to(&DataType::Float64) {
+        Ok(ScalarValue::Float64(Some(number))) if number.is_finite() => Some(number),
+        _ => None,
+    }
+}
+
+/// A whole number from 0 on.
+fn whole(value: &ScalarValue) -> Option<u64> {
+    if !value.data_type().is_integer() {
+        return None;
+    }
+    match value.cast_to(&DataType::UInt64) {
+        Ok(ScalarValue::UInt64(count)) => count,
+        _ => None,
+    }
+}
+
+/// Texts, none of them null.
+fn texts(value: &ScalarValue) -> Option<Vec<String>> {
+    let ScalarValue::List(list) = value else {
+        return None;
+    };
+    let items = list.value(0);
+    (0..items.len())
+        .map(|at| {
+            let item = ScalarValue::try_from_array(&items, at).ok()?;
+            item.try_as_str().flatten().map(str::to_owned)
+        })
+        .collect()
+}
+
+/// Whole numbers from 0 on, as text.
+fn list(value: &ScalarValue) -> Option<Vec<String>> {
+    let ScalarValue::List(list) = value else {
+        return None;
+    };
+    let items = list.value(0);
+    (0..items.len())
+        .map(|at| whole(&ScalarValue::try_from_array(&items, at).ok()?))
+        .map(|count| count.map(|count| count.to_string()))
+        .collect()
 }
 
 /// The subquery, projected to one text column per input. Its columns are matched by name, or by position where none of them
@@ -360,6 +449,10 @@ mod tests {
         options: &[
             Parameter::flag("dry_run", ""),
             Parameter::choice("effort", &["fast", "max"], None, ""),
+            Parameter::of("energy", Kind::Number, ""),
+            Parameter::of("top", Kind::Count(&["all"]), ""),
+            Parameter::of("tops", Kind::Counts, ""),
+            Parameter::of("texts", Kind::Texts, ""),
         ],
         columns: &[] as &[Column],
         examples: &[],
@@ -437,6 +530,54 @@ mod tests {
         assert!(error(vec![at("b"), at("")]).contains("empty"));
         assert!(error(vec![named("base", "b"), at("f")]).contains("come before"));
         assert!(error(vec![at("b"), at("f"), at("o"), at("p")]).contains("too many"));
+    }
+
+    #[test]
+    fn lists_of_texts() {
+        let items = ["a, b", "it's"].map(ScalarValue::from);
+        let list = ScalarValue::List(ScalarValue::new_list_nullable(&items, &DataType::Utf8));
+        let call = Call::new(&SPEC, vec![at("b"), at("f"), named("texts", list)]).unwrap();
+        let expected = ["a, b", "it's"].map(str::to_owned).to_vec();
+        assert_eq!(call.options.texts("texts"), Some(expected));
+        let wrong = error(vec![at("b"), at("f"), named("texts", "a")]);
+        assert!(wrong.contains("a list of texts"), "{wrong}");
+    }
+
+    #[test]
+    fn numbers_and_lists() {
+        let options = |name: &str, value: ScalarValue| {
+            let call = Call::new(&SPEC, vec![at("b"), at("f"), named(name, value)]);
+            call.map(|call| call.options)
+        };
+        let energy = options("energy", ScalarValue::Float64(Some(0.9))).unwrap();
+        assert_eq!(energy.number("energy"), Some(0.9));
+        let top = options("top", ScalarValue::Int64(Some(16))).unwrap();
+        assert_eq!(top.count("top"), Some(16));
+        let all = options("top", ScalarValue::from("all")).unwrap();
+        assert_eq!((all.count("top"), all.text("top")), (None, Some("all")));
+        let items = [8i64, 16].map(|n| ScalarValue::Int64(Some(n)));
+        let list = ScalarValue::List(ScalarValue::new_list_nullable(&items, &DataType::Int64));
+        let tops = options("tops", list).unwrap();
+        assert_eq!(tops.counts("tops"), Some(vec![8, 16]));
+        for (name, value, needle) in [
+            ("energy", ScalarValue::from("much"), "a number"),
+            ("energy", ScalarValue::Float64(Some(f64::NAN)), "a number"),
+            (
+                "top",
+                ScalarValue::Int64(Some(-1)),
+                "a whole number or 'all'",
+            ),
+            ("top", ScalarValue::Float64(Some(1.5)), "a whole number"),
+            ("top", ScalarValue::from("most"), "'all'"),
+            (
+                "tops",
+                ScalarValue::Int64(Some(1)),
+                "a list of whole numbers",
+            ),
+        ] {
+            let error = options(name, value).unwrap_err().strip_backtrace();
+            assert!(error.contains(needle) && error.contains(name), "{error}");
+        }
     }
 
     #[test]

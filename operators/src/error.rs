@@ -6,6 +6,7 @@ use std::error::Error;
 use datafusion::error::DataFusionError;
 use sparse_codec::CodecError;
 use sparse_delta::DeltaError;
+use sparse_inference::InferenceError;
 use sparse_store::StoreError;
 
 /// An operation's error as DataFusion's: faults of this program are internal errors, lack of memory is exhausted resources,
@@ -27,6 +28,15 @@ pub(crate) fn delta(error: DeltaError) -> DataFusionError {
     }
 }
 
+/// An error of running or judging a model as DataFusion's.
+pub(crate) fn inference(error: InferenceError) -> DataFusionError {
+    match error {
+        InferenceError::Delta(error) => delta(error),
+        InferenceError::Compute { message } => DataFusionError::Internal(message),
+        error => DataFusionError::External(Box::new(error)),
+    }
+}
+
 /// A store's error as DataFusion's.
 pub(crate) fn store(error: StoreError) -> DataFusionError {
     delta(DeltaError::Store(error))
@@ -41,6 +51,9 @@ pub fn operation_error(error: &DataFusionError) -> Option<&DeltaError> {
 /// that a codec refuses, 1 otherwise.
 pub fn exit_code(error: &DataFusionError) -> u8 {
     if let Some(error) = operation_error(error) {
+        return error.exit_code();
+    }
+    if let Some(error) = find::<InferenceError>(error) {
         return error.exit_code();
     }
     if find::<CodecError>(error).is_some() {
@@ -63,6 +76,9 @@ pub fn exit_code(error: &DataFusionError) -> u8 {
 /// The message a person reads: the operation's own words where there are some, DataFusion's otherwise.
 pub fn message(error: &DataFusionError) -> String {
     if let Some(error) = operation_error(error) {
+        return error.to_string();
+    }
+    if let Some(error) = find::<InferenceError>(error) {
         return error.to_string();
     }
     error.strip_backtrace()

@@ -14,6 +14,14 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// true or false.
     Flag,
+    /// A number.
+    Number,
+    /// A whole number from 0 on, or one of these strings.
+    Count(&'static [&'static str]),
+    /// A list of whole numbers from 0 on.
+    Counts,
+    /// A list of strings.
+    Texts,
 }
 
 impl Kind {
@@ -22,13 +30,19 @@ impl Kind {
         match self {
             Self::Text => "text".to_owned(),
             Self::Flag => "true or false".to_owned(),
-            Self::Choice(choices) => choices
-                .iter()
-                .map(|choice| format!("'{choice}'"))
-                .collect::<Vec<_>>()
-                .join(", "),
+            Self::Choice(choices) => quoted(choices),
+            Self::Number => "a number".to_owned(),
+            Self::Count([]) => "a whole number".to_owned(),
+            Self::Count(others) => format!("a whole number or {}", quoted(others)),
+            Self::Counts => "a list of whole numbers, such as [8, 16]".to_owned(),
+            Self::Texts => "a list of texts, such as ['one', 'two']".to_owned(),
         }
     }
+}
+
+fn quoted(choices: &[&str]) -> String {
+    let quoted: Vec<String> = choices.iter().map(|choice| format!("'{choice}'")).collect();
+    quoted.join(", ")
 }
 
 /// One argument.
@@ -100,6 +114,24 @@ impl Parameter {
             required: false,
             description,
         }
+    }
+
+    /// An argument of a kind, which may be left out.
+    pub const fn of(name: &'static str, kind: Kind, description: &'static str) -> Self {
+        Self {
+            name,
+            aliases: &[],
+            kind,
+            default: None,
+            required: false,
+            description,
+        }
+    }
+
+    /// The same argument, with this value where it is not given.
+    pub const fn by_default(mut self, default: &'static str) -> Self {
+        self.default = Some(default);
+        self
     }
 
     /// The same argument, known by other names too.
@@ -213,9 +245,15 @@ impl Spec {
         for option in self.options {
             let value = match (option.kind, option.default) {
                 (Kind::Flag, default) => default.unwrap_or("false").to_owned(),
+                (Kind::Count(_) | Kind::Number, Some(default))
+                    if default.parse::<f64>().is_ok() =>
+                {
+                    default.to_owned()
+                }
                 (_, Some(default)) => format!("'{default}'"),
                 (Kind::Choice(choices), None) => choices.join("|"),
-                (Kind::Text, None) => "...".to_owned(),
+                (Kind::Text | Kind::Number | Kind::Count(_), None) => "...".to_owned(),
+                (Kind::Counts | Kind::Texts, None) => "[...]".to_owned(),
             };
             out += &format!(" [, {} => {value}]", option.name);
         }

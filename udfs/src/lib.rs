@@ -9,6 +9,8 @@ mod tensor;
 
 mod delta_decode;
 mod delta_encode;
+mod int8_dequantize;
+mod int8_quantize;
 mod tensor_cast;
 mod tensor_norm;
 mod tensor_stats;
@@ -26,6 +28,8 @@ pub fn functions() -> Vec<Arc<ScalarUDF>> {
     vec![
         delta_decode::delta_decode_udf(),
         delta_encode::delta_encode_udf(),
+        int8_dequantize::int8_dequantize_udf(),
+        int8_quantize::int8_quantize_udf(),
         tensor_cast::tensor_cast_udf(),
         tensor_norm::tensor_norm_udf(),
         tensor_stats::tensor_stats_udf(),

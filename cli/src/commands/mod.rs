@@ -8,6 +8,9 @@ mod info;
 mod reconstruct;
 mod sql;
 mod unmerge;
+mod validate;
+mod validate_int8;
+mod validation;
 mod verify;
 
 use std::io::Write as _;
@@ -24,6 +27,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Compress(args) => compress::run(args, &context).await,
         Command::Unmerge(args) => unmerge::run(args, &context).await,
         Command::Reconstruct(args) => reconstruct::run(args, &context).await,
+        Command::ValidateInt8(args) => validate_int8::run(args, &context).await,
+        Command::Validate(args) => validate::run(args, &context).await,
         Command::Diff(args) => diff::run(args, &context).await,
         Command::Info(args) => info::run(args, &context).await,
         Command::Verify(args) => verify::run(args, &context).await,
