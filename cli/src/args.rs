@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sparse_codec::Effort;
+use sparse_codec::{Effort, Granularity};
 use sparse_delta::{MergeRule, Precision, Profile};
+use sparse_inference::Sample;
 
 const ABOUT: &str = "Fine-tuned models as deltas of their base: lossless, small, in SQL";
 
@@ -99,6 +100,10 @@ pub(crate) enum Command {
     SvdReconstruct(SvdReconstruct),
     /// Store a PEFT adapter as a delta of the model it was trained on
     CompressAdapter(CompressAdapter),
+    /// Judge what INT8 would make of a fine-tune, by error and by behaviour
+    ValidateInt8(ValidateInt8),
+    /// Judge what a delta makes of a fine-tune, by error and by behaviour
+    Validate(Validate),
     /// Show what a fine-tune changed, tensor by tensor
     Diff(Diff),
     /// Show what a delta holds
@@ -144,6 +149,13 @@ pub(crate) struct Compress {
     /// full fine-tunes too, at some megabytes a second)
     #[arg(long, default_value_t = Effort::Default)]
     pub(crate) effort: Effort,
+    /// What is kept: lossless (every byte), or int8 (of large tensors an approximation by 8-bit codes and scales: lossy,
+    /// labelled so in the artifact, and mostly larger than lossless; `sparse validate-int8` judges it)
+    #[arg(long, value_parser = ["lossless", "int8"], default_value = "lossless")]
+    pub(crate) mode: String,
+    /// What shares a scale in mode int8: tensor, row or group (128 elements of a row). Default: row
+    #[arg(long)]
+    pub(crate) granularity: Option<Granularity>,
     /// A PEFT adapter that was merged into the base to make the fine-tune: its updates are tried as predictions
     #[arg(long, value_name = "ADAPTER")]
     pub(crate) adapter: Option<String>,
@@ -343,6 +355,72 @@ pub(crate) struct Reconstruct {
 
 fn merge_rule(name: &str) -> Result<MergeRule, String> {
     MergeRule::parse(name).ok_or_else(|| "use default or safe".to_owned())
+}
+
+/// What both validating commands take.
+#[derive(Args, Debug)]
+pub(crate) struct Judging {
+    /// How many of the largest tensors that are not exact are measured, or all
+    #[arg(long, value_name = "N|all", default_value = "2")]
+    pub(crate) sample_layers: Sample,
+    /// A text both models are run on; may be given more than once. Default: a small built-in set
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Vec<String>,
+    /// A file of texts, one a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Tokens of a text that are looked at; never more than the model's positions
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub(crate) max_length: usize,
+    /// Measure layers, run nothing
+    #[arg(long, conflicts_with_all = ["prompt", "prompts"])]
+    pub(crate) layers_only: bool,
+}
+
+/// `sparse validate-int8`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sparse validate-int8 examples/models/base examples/models/sft
+  sparse validate-int8 org/base ./my-finetune --sample-layers all --layers-only
+  sparse validate-int8 org/base ./my-finetune --granularity group --prompts texts.txt --json
+
+The fine-tune's difference from the base is rounded to 8-bit integers times a scale, the model is rebuilt from that, and both \
+are run, in f32. Models of the types llama, mistral, qwen2, qwen3 and gpt2 are run; of others the layers are measured.")]
+pub(crate) struct ValidateInt8 {
+    /// The base model
+    pub(crate) base: String,
+    /// The fine-tuned model
+    pub(crate) finetune: String,
+    /// What shares a scale: tensor, row or group (128 elements of a row)
+    #[arg(long, default_value_t = Granularity::Row)]
+    pub(crate) granularity: Granularity,
+    #[command(flatten)]
+    pub(crate) judging: Judging,
+}
+
+/// `sparse validate`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sparse validate org/base ./my-finetune --delta ./approximation
+  sparse validate org/base ./my-finetune --delta ./approximation --rank 8 --prompts texts.txt --json
+  sparse validate org/base ./my-finetune                   # the base itself: what doing nothing costs
+
+The model that the delta makes of the base is run beside the fine-tune, its tensors produced when they are needed.")]
+pub(crate) struct Validate {
+    /// The base model the delta was made against
+    pub(crate) base: String,
+    /// The fine-tuned model it was made of
+    pub(crate) finetune: String,
+    /// The delta: a low-rank approximation, an INT8 delta or a lossless one. Without one the base itself is judged
+    #[arg(long)]
+    pub(crate) delta: Option<String>,
+    /// Which of a low-rank approximation's ranks. Default: its largest
+    #[arg(long, requires = "delta")]
+    pub(crate) rank: Option<u64>,
+    #[command(flatten)]
+    pub(crate) judging: Judging,
 }
 
 /// `sparse diff`.

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 use datafusion::error::DataFusionError;
 use sparse_dataset::DatasetError;
 use sparse_delta::DeltaError;
+use sparse_inference::InferenceError;
 use sparse_pipelines::PipelineError;
 
 /// Why a command failed.
@@ -74,6 +75,12 @@ impl Failure {
 /// A line on standard error. Where nobody reads that, there is nobody to tell.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+impl From<InferenceError> for Failure {
+    fn from(error: InferenceError) -> Self {
+        Self::new(error.to_string(), error.exit_code())
+    }
 }
 
 impl From<DeltaError> for Failure {

@@ -13,6 +13,8 @@ pub enum Method {
     StandAlone = 3,
     /// Without a base: bytes compressed by zstd.
     Zstd = 4,
+    /// Quantised differences from the base. Lossy: what comes back is an approximation.
+    Int8 = 5,
 }
 
 impl Method {
@@ -24,6 +26,7 @@ impl Method {
             Self::Delta => "delta",
             Self::StandAlone => "stand_alone",
             Self::Zstd => "zstd",
+            Self::Int8 => "int8",
         }
     }
 
@@ -35,6 +38,7 @@ impl Method {
             Self::Delta,
             Self::StandAlone,
             Self::Zstd,
+            Self::Int8,
         ]
         .into_iter()
         .find(|m| *m as u8 == byte)

@@ -1,8 +1,12 @@
 //! Values of elements, and casts between float types with one rounding (to nearest, ties to even).
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
-use crate::{CodecError, DType, word::load};
+use crate::{CodecError, DType, int8::Real as _, word::load};
+
+/// Elements that a thread converts at a time.
+const PIECE: usize = 1 << 16;
 
 /// The value of one float word. FP8 follows the OCP 8-bit specification: E4M3 has no infinities.
 pub(crate) fn word_value(dtype: DType, word: u64) -> f64 {
@@ -54,19 +58,24 @@ fn has_values(dtype: DType) -> bool {
     )
 }
 
+fn check_values(dtype: DType) -> Result<(), CodecError> {
+    if has_values(dtype) {
+        return Ok(());
+    }
+    Err(CodecError::Unsupported {
+        what: format!(
+            "{} has no real value per element: use a float or integer type",
+            dtype.name()
+        ),
+    })
+}
+
 /// The elements as `f64`, appended to `out`. Integers beyond 2^53 lose their low bits.
 ///
 /// # Errors
 /// Packed 4- and 6-bit floats and complex numbers, which have no single value a word.
 pub fn to_f64(dtype: DType, data: &[u8], out: &mut Vec<f64>) -> Result<(), CodecError> {
-    if !has_values(dtype) {
-        return Err(CodecError::Unsupported {
-            what: format!(
-                "{} has no real value per element: use a float or integer type",
-                dtype.name()
-            ),
-        });
-    }
+    check_values(dtype)?;
     let width = dtype.word_bytes();
     let word = match width {
         1 => load::<1>,
@@ -83,9 +92,13 @@ pub fn to_f64(dtype: DType, data: &[u8], out: &mut Vec<f64>) -> Result<(), Codec
 /// # Errors
 /// As [`to_f64`].
 pub fn to_f32(dtype: DType, data: &[u8], out: &mut Vec<f32>) -> Result<(), CodecError> {
-    let mut values = Vec::new();
-    to_f64(dtype, data, &mut values)?;
-    out.extend(values.into_iter().map(narrow));
+    check_values(dtype)?;
+    let (width, start) = (dtype.word_bytes(), out.len());
+    out.resize(start + data.len() / width, 0.0);
+    out[start..]
+        .par_chunks_mut(PIECE)
+        .zip(data.par_chunks(PIECE * width))
+        .for_each(|(out, data)| f32::read(dtype, data, out));
     Ok(())
 }
 
@@ -93,7 +106,7 @@ pub fn to_f32(dtype: DType, data: &[u8], out: &mut Vec<f32>) -> Result<(), Codec
     clippy::cast_possible_truncation,
     reason = "rounding to the nearest f32 is what is meant"
 )]
-fn narrow(value: f64) -> f32 {
+pub(crate) fn narrow(value: f64) -> f32 {
     value as f32
 }
 

@@ -7,9 +7,10 @@ use crate::{
     bits::{take_byte, take_bytes, take_size},
     block::Method,
     context::Exponent,
-    encoder::{EXACT, LOW_RANK, OWN_TABLES, SHIFTED, STRIPS, Tables},
+    encoder::{EXACT, INT8, LOW_RANK, OWN_TABLES, SHIFTED, STRIPS, Tables},
     error::corrupt,
     geometry::{Geometry, MIN_ROW, Relation},
+    int8::Coded,
     lowrank::{CLASSES, Update},
     predictor::{Adjust, Prediction, Predictor},
     scales,
@@ -29,6 +30,7 @@ pub struct TensorDecoder {
     scales: Vec<i16>,
     strip: usize,
     tables: Option<Tables>,
+    int8: Option<Box<Coded>>,
 }
 
 impl TensorDecoder {
@@ -66,12 +68,17 @@ impl TensorDecoder {
             scales: Vec::new(),
             strip: 1,
             tables: None,
+            int8: None,
         };
         if header.is_empty() {
             return Ok(this);
         }
         let mut data = header;
         let flags = take_byte(&mut data)?;
+        if flags == INT8 {
+            this.int8 = Some(Box::new(Coded::take(data, dtype, shape, base)?));
+            return Ok(this);
+        }
         if flags & !(OWN_TABLES | SHIFTED | LOW_RANK | EXACT) != 0 {
             return Err(corrupt("unknown header flags: a newer version may read it"));
         }
@@ -163,6 +170,10 @@ impl TensorDecoder {
                     _ => self.decode::<8>(words, data, &prediction, out, scratch),
                 }
             }
+            Method::Int8 => match &self.int8 {
+                Some(int8) => int8.decode(words, data, base, out, scratch),
+                None => Err(corrupt("an INT8 block in a tensor that is none")),
+            },
             Method::Raw | Method::StandAlone | Method::Zstd => {
                 standalone::decode(method, self.dtype, data, out, scratch)
             }

@@ -14,6 +14,7 @@ use crate::{
     block::{BlockInfo, Method},
     context::Exponent,
     geometry::{BLOCK, Geometry, Relation},
+    int8::{Coded, Int8},
     lowrank::{CLASSES, LowRank, Update},
     predictor::{Adjust, Prediction, Predictor},
     rows::{self, Counter, Glance, Row},
@@ -34,6 +35,8 @@ pub(crate) const SHIFTED: u8 = 2;
 pub(crate) const LOW_RANK: u8 = 4;
 /// Header bit: nothing differs from its prediction; there are no scales and tables.
 pub(crate) const EXACT: u8 = 8;
+/// Header byte: the tensor is quantised, and nothing else is said of it but granularity and scales.
+pub(crate) const INT8: u8 = 16;
 /// Words from which a tensor may be moved, and the runs of words that are looked at for it.
 const LEAST_SHIFTED: usize = 1 << 13;
 const RUN: usize = 256;
@@ -343,6 +346,7 @@ pub struct TensorEncoder<'a> {
     tables: Option<Tables>,
     strip: usize,
     header: Vec<u8>,
+    int8: Option<Int8<'a>>,
 }
 
 impl<'a> TensorEncoder<'a> {
@@ -379,11 +383,38 @@ impl<'a> TensorEncoder<'a> {
             tables: None,
             strip: 1 << DENSE_STRIP,
             header: Vec::new(),
+            int8: None,
         };
         if this.analysis.geometry.common > 0 && base.is_some() {
             this.plan(options, seen)?;
         }
         Ok(this)
+    }
+
+    /// Stores `int8`, which was made of `target` and `base`: lossy. What a decoder makes of it is what `int8` rebuilds.
+    #[must_use]
+    pub fn int8(target: TensorView<'a>, base: TensorView<'a>, int8: Int8<'a>) -> Self {
+        let relation = Relation::of(target.dtype, target.shape, Some((base.dtype, base.shape)));
+        let mut header = vec![INT8];
+        Coded::put(&int8, &mut header);
+        Self {
+            analysis: Analysis {
+                target,
+                base: Some(base),
+                predictor: Predictor {
+                    relation,
+                    dtype: target.dtype,
+                    adjust: Adjust::None,
+                },
+                geometry: Geometry::of(target, relation),
+            },
+            low_rank: None,
+            scales: Vec::new(),
+            tables: None,
+            strip: 1 << DENSE_STRIP,
+            header,
+            int8: Some(int8),
+        }
     }
 
     /// Chooses tables and scales and writes the header; leaves all empty where nothing changed.
@@ -490,8 +521,11 @@ impl<'a> TensorEncoder<'a> {
     }
 
     /// Where predictions come from: `none`, `base`, `cast`, `scaled`, where the base is moved as weight decay moves it,
-    /// `low_rank` or `adapter`.
+    /// `low_rank` or `adapter`; `int8` where the difference from the base is quantised.
     pub fn predictor(&self) -> &'static str {
+        if self.int8.is_some() {
+            return "int8";
+        }
         let predictor = &self.analysis.predictor;
         match (&predictor.adjust, predictor.relation, &self.low_rank) {
             (_, Relation::None, _) => "none",
@@ -512,6 +546,23 @@ impl<'a> TensorEncoder<'a> {
         self.analysis.geometry.bytes(block)
     }
 
+    /// The bytes that a decoder must make of a block: the target's, but for quantised tensors.
+    #[must_use]
+    pub fn expected(&self, block: usize) -> Cow<'a, [u8]> {
+        match &self.int8 {
+            Some(int8) => {
+                let words = self.analysis.geometry.block(block);
+                let mut bytes = vec![0; words.len() * self.analysis.geometry.width];
+                int8.rebuild(words, &mut bytes);
+                Cow::Owned(bytes)
+            }
+            None => {
+                let bytes = self.target_range(block);
+                Cow::Borrowed(self.analysis.target.data.get(bytes).unwrap_or_default())
+            }
+        }
+    }
+
     /// Appends the stored form of a block to `out`.
     ///
     /// # Errors
@@ -522,12 +573,43 @@ impl<'a> TensorEncoder<'a> {
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
     ) -> Result<BlockInfo, CodecError> {
+        if let Some(int8) = &self.int8 {
+            return self.encode_int8(int8, block, scratch, out);
+        }
         match self.analysis.geometry.width {
             1 => self.encode::<1>(block, scratch, out),
             2 => self.encode::<2>(block, scratch, out),
             4 => self.encode::<4>(block, scratch, out),
             _ => self.encode::<8>(block, scratch, out),
         }
+    }
+
+    fn encode_int8(
+        &self,
+        int8: &Int8<'a>,
+        block: usize,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<BlockInfo, CodecError> {
+        let (words, width) = (
+            self.analysis.geometry.block(block),
+            self.analysis.geometry.width,
+        );
+        let mut rebuilt = vec![0; words.len() * width];
+        int8.rebuild(words.clone(), &mut rebuilt);
+        let base = self.analysis.base_words(words.clone())?;
+        let pairs = rebuilt.chunks_exact(width).zip(base.chunks_exact(width));
+        let changed: u64 = pairs.map(|(t, b)| u64::from(t != b)).sum();
+        let method = if changed == 0 {
+            Method::Same
+        } else {
+            Method::Int8
+        };
+        out.push(method as u8);
+        if method == Method::Int8 {
+            int8.encode(words, scratch, out);
+        }
+        Ok(BlockInfo { method, changed })
     }
 
     fn encode<const W: usize>(

@@ -29,6 +29,14 @@ pub enum CodecError {
         /// What is wrong with the base.
         what: &'static str,
     },
+    /// A difference that no scale can represent.
+    #[error(
+        "element {element} differs by an infinite amount or is not a number: store the tensor exactly"
+    )]
+    NotFinite {
+        /// The first such element.
+        element: u64,
+    },
     /// A request the codec cannot serve.
     #[error("{what}")]
     Unsupported {

@@ -30,6 +30,7 @@ mod encoder;
 mod error;
 mod features;
 mod geometry;
+mod int8;
 mod lowrank;
 mod options;
 mod passes;
@@ -58,6 +59,7 @@ pub use dtype::DType;
 pub use encoder::{Seen, TensorEncoder};
 pub use error::CodecError;
 pub use features::{Feature, features};
+pub use int8::{Distortion, Granularity, Int8, Scales, int8_dequantize};
 pub use lowrank::{
     Adapter, LowRank, MAX_MERGED_RANK, Matrices, Merge, MergeWork, Unmerged, unmerge,
 };

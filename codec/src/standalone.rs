@@ -61,6 +61,30 @@ fn split(dtype: Option<DType>) -> Option<(usize, FloatLayout)> {
         .map(|l| (dtype.word_bytes(), l))
 }
 
+/// Appends the one table that tokens of these counts are coded with: varint length, a table set.
+pub(crate) fn put_table(counts: &[u32; TOKENS], out: &mut Vec<u8>) -> TableSet {
+    let frequencies = train::normalise_all(counts);
+    let set = TableSet::build(12, 0, vec![[1; CONTEXTS]], &[frequencies]);
+    let mut table = Vec::new();
+    set.put(&mut table);
+    crate::bits::put_varint(out, table.len() as u64);
+    out.extend_from_slice(&table);
+    set
+}
+
+/// The inverse of [`put_table`].
+pub(crate) fn take_table(data: &mut &[u8]) -> Result<TableSet, CodecError> {
+    let left = data.len();
+    let length = take_size(data, left)?;
+    let mut table = take_bytes(data, length)?;
+    let set = TableSet::take(&mut table, 1)?;
+    if table.is_empty() && set.tables() == 1 {
+        Ok(set)
+    } else {
+        Err(corrupt("a single table has another form"))
+    }
+}
+
 /// Table, states and words of the exponents, then signs and mantissas.
 fn encode_split<const W: usize>(
     layout: FloatLayout,
@@ -96,12 +120,7 @@ fn encode_split<const W: usize>(
     raw.finish();
     tables.clear();
     tables.resize(words, 1);
-    let frequencies = train::normalise_all(&counts);
-    let set = TableSet::build(12, 0, vec![[1; CONTEXTS]], &[frequencies]);
-    let mut table = Vec::new();
-    set.put(&mut table);
-    crate::bits::put_varint(out, table.len() as u64);
-    out.extend_from_slice(&table);
+    let set = put_table(&counts, out);
     out.extend_from_slice(bytes);
     // Every exponent that occurs has a frequency.
     rans::encode(tables, tokens, &set, LANES, coder_words, missing, out);
@@ -143,13 +162,7 @@ fn decode_split<const W: usize>(
 ) -> Result<(), CodecError> {
     let FloatLayout { exponent, mantissa } = layout;
     let words = out.len() / W;
-    let left = data.len();
-    let length = take_size(&mut data, left)?;
-    let mut table = take_bytes(&mut data, length)?;
-    let set = TableSet::take(&mut table, 1)?;
-    if !table.is_empty() || set.tables() != 1 {
-        return Err(corrupt("the table of exponents has another form"));
-    }
+    let set = take_table(&mut data)?;
     let raw_length = (words as u64 * u64::from(mantissa + 1)).div_ceil(8);
     let mut raw = BitReader::new(take_bytes(
         &mut data,

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 use sparse_adapter::PeftAdapter;
-use sparse_codec::{Effort, EncodeOptions};
+use sparse_codec::{Effort, EncodeOptions, Granularity};
 use sparse_store::{LockGuard, Model, OpenOptions, Published, Replace, Staged};
 
 use crate::artifact::{self, Artifact};
@@ -26,7 +26,53 @@ use crate::{
     pipeline, verify,
 };
 
-/// Makes the lossless delta of a fine-tune against its base.
+/// What a delta keeps of a fine-tune.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Every byte.
+    #[default]
+    Lossless,
+    /// Of large tensors an approximation: differences from the base as 8-bit codes and scales. Lossy, and labelled so
+    /// wherever it is shown.
+    Int8(Granularity),
+}
+
+impl Mode {
+    /// The mode of a name ("lossless" or "int8"); `granularity` belongs to the latter.
+    ///
+    /// # Errors
+    /// Another name, or a granularity for a lossless delta.
+    pub fn parse(name: &str, granularity: Option<Granularity>) -> Result<Self, DeltaError> {
+        match (name, granularity) {
+            ("lossless", None) => Ok(Self::Lossless),
+            ("lossless", Some(_)) => Err(DeltaError::usage(
+                "a granularity belongs to mode int8: give that mode, or leave the granularity out",
+            )),
+            ("int8", granularity) => Ok(Self::Int8(granularity.unwrap_or_default())),
+            _ => Err(DeltaError::usage(format!(
+                "'{name}' is no mode: use lossless or int8"
+            ))),
+        }
+    }
+
+    /// The mode a manifest is of.
+    pub(crate) fn of(manifest: &DeltaManifest) -> Self {
+        manifest.lossy.as_ref().map_or(Self::Lossless, |lossy| {
+            Self::Int8(lossy.granularity.parse().unwrap_or_default())
+        })
+    }
+}
+
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Lossless => f.pad("lossless"),
+            Self::Int8(granularity) => write!(f, "int8 by {granularity}"),
+        }
+    }
+}
+
+/// Makes the delta of a fine-tune against its base: lossless, unless another [`Mode`] is asked for.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), sparse_delta::DeltaError> {
@@ -40,6 +86,7 @@ pub struct Compress {
     finetune: String,
     output: Option<String>,
     effort: Effort,
+    mode: Mode,
     adapter: Option<String>,
     of_adapter: bool,
     overwrite: bool,
@@ -58,6 +105,7 @@ impl Compress {
             finetune: finetune.into(),
             output: None,
             effort: Effort::default(),
+            mode: Mode::default(),
             adapter: None,
             of_adapter: false,
             overwrite: false,
@@ -88,6 +136,12 @@ impl Compress {
     /// How hard the codec tries.
     pub fn effort(mut self, effort: Effort) -> Self {
         self.effort = effort;
+        self
+    }
+
+    /// What is kept of the fine-tune.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
         self
     }
 
@@ -173,6 +227,7 @@ impl Compress {
             finetune: Arc::new(finetune),
             output,
             effort: self.effort,
+            mode: self.mode,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
             threads: self.threads,
@@ -251,6 +306,7 @@ struct Job {
     packed: Option<PeftAdapter>,
     output: Option<Output>,
     effort: Effort,
+    mode: Mode,
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
@@ -342,10 +398,7 @@ impl Job {
             Some(Output::Url(url)) => format!("delta {url}"),
             None => format!(
                 "delta {} {} {} {}",
-                known.base_quick,
-                known.finetune_quick,
-                self.effort,
-                self.delta_type().name()
+                known.base_quick, known.finetune_quick, self.effort, self.mode
             ),
         })
     }
@@ -424,7 +477,7 @@ impl Job {
         Wanted {
             base: self.base.id(),
             finetune: self.finetune.id(),
-            effort: self.effort.to_string(),
+            how: how(&self.effort.to_string(), self.mode),
         }
     }
 
@@ -432,7 +485,8 @@ impl Job {
         manifest.base.quick_fingerprint == known.base_quick
             && manifest.finetune_quick == known.finetune_quick
             && manifest.effort == self.effort.to_string()
-            && manifest.delta_type == self.delta_type().name()
+            && (manifest.delta_type == DeltaType::Adapter.name()) == self.packed.is_some()
+            && Mode::of(manifest) == self.mode
     }
 
     /// Artifacts of the delta store that may be the one asked for.
@@ -491,6 +545,7 @@ impl Job {
                 DeltaType::Adapter => Some("an adapter"),
                 DeltaType::Model => adapter.as_deref(),
             },
+            self.mode,
         ))
     }
 
@@ -622,7 +677,9 @@ impl Job {
                     let before = writer.offset();
                     let encoded = encode::encode(
                         &self.base,
+                        &self.finetune,
                         &pairs,
+                        self.mode,
                         self.adapter.as_ref(),
                         &options,
                         &mut writer,
@@ -661,7 +718,10 @@ impl Job {
                 .sum::<u64>();
         let mut manifest = DeltaManifest {
             version: "1.0".into(),
-            delta_type: self.delta_type().name().to_owned(),
+            delta_type: match encoded.lossy {
+                Some(_) => DeltaType::Int8.name().to_owned(),
+                None => self.delta_type().name().to_owned(),
+            },
             base_model_id: self.base.id().to_owned(),
             finetune_model_id: self.finetune.id().to_owned(),
             created_at: timestamp(),
@@ -674,13 +734,18 @@ impl Job {
             key,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
             effort: self.effort.to_string(),
+            lossy: encoded.lossy.as_ref().map(|(lossy, _)| lossy.clone()),
             single_file: self.finetune.is_single_file(),
             base: Fingerprints {
                 fingerprint,
                 quick_fingerprint: known.base_quick.clone(),
             },
             finetune_quick: known.finetune_quick.clone(),
-            files: self.file_entries(&content),
+            // The hashes of what is rebuilt.
+            files: self.file_entries(match &encoded.lossy {
+                Some((_, hashes)) => hashes,
+                None => &content.weights,
+            }),
             original_bytes: self.finetune.weight_bytes()
                 + carried.iter().map(|c: &CarriedEntry| c.size).sum::<u64>(),
             carried,
@@ -737,7 +802,7 @@ impl Job {
         blobs::store(writer, &headers, &header_prefix(&self.base))
     }
 
-    fn file_entries(&self, content: &Content) -> Vec<FileEntry> {
+    fn file_entries(&self, hashes: &[String]) -> Vec<FileEntry> {
         let entry = |(file, sha256): (&sparse_store::WeightFile, &String)| FileEntry {
             path: file.name.clone(),
             size: file.size,
@@ -747,7 +812,7 @@ impl Job {
         self.finetune
             .files()
             .iter()
-            .zip(&content.weights)
+            .zip(hashes)
             .map(entry)
             .collect()
     }
@@ -757,7 +822,15 @@ impl Job {
 struct Wanted<'w> {
     base: &'w str,
     finetune: &'w str,
-    effort: String,
+    how: String,
+}
+
+/// Effort, and mode where it is not the usual one.
+fn how(effort: &str, mode: Mode) -> String {
+    match mode {
+        Mode::Lossless => format!("effort {effort}"),
+        mode => format!("{mode}, effort {effort}"),
+    }
 }
 
 impl<'w> Wanted<'w> {
@@ -765,21 +838,21 @@ impl<'w> Wanted<'w> {
         Self {
             base: &manifest.base_model_id,
             finetune: &manifest.finetune_model_id,
-            effort: manifest.effort.clone(),
+            how: how(&manifest.effort, Mode::of(manifest)),
         }
     }
 }
 
 fn occupied(path: &Path, manifest: &DeltaManifest, wanted: &Wanted<'_>) -> DeltaError {
     let what = format!(
-        "it holds the delta of {} against {} (effort {}, key {}), not that of {} against {} (effort {})",
+        "it holds the delta of {} against {} ({}, key {}), not that of {} against {} ({})",
         manifest.finetune_model_id,
         manifest.base_model_id,
-        manifest.effort,
+        how(&manifest.effort, Mode::of(manifest)),
         manifest.key.get(..16).unwrap_or_default(),
         wanted.finetune,
         wanted.base,
-        wanted.effort,
+        wanted.how,
     );
     DeltaError::Exists {
         path: path.into(),

@@ -7,14 +7,16 @@ use rayon::ThreadPool;
 use rayon::prelude::*;
 use sparse_adapter::PeftAdapter;
 use sparse_codec::{
-    BlockInfo, CodecError, EncodeOptions, LowRank, Method, Scratch, TablesTrainer, TensorDecoder,
-    TensorEncoder, TensorView, TrainingPair,
+    BlockInfo, CodecError, Distortion, EncodeOptions, Int8, LowRank, Method, Scratch,
+    TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
 };
+use sparse_store::hash::Sha256;
 use sparse_store::{Model, Pair, TensorHandle};
 
 use crate::artifact::FRAME_SIZE;
+use crate::compress::Mode;
 use crate::index::{BaseRef, BlockRow, Source, TensorRow, checksum};
-use crate::manifest::Blob;
+use crate::manifest::{Blob, Lossy};
 use crate::payload::PayloadWriter;
 use crate::pipeline::{self, Sink, Stage};
 use crate::progress::{Stop, Ticker};
@@ -23,6 +25,8 @@ use crate::{DeltaError, Progress, blobs};
 
 /// Bytes compared at a time when a tensor may equal its base.
 const COMPARE: usize = 4 << 20;
+/// Elements of a quantised tensor that are rebuilt at a time to be hashed.
+const WINDOW: usize = 4 << 20;
 /// Bytes of tensors whose statistics and predictions are found at a time.
 const TRAIN: u64 = 64 << 20;
 
@@ -33,13 +37,17 @@ pub(crate) struct Encoded {
     pub(crate) frames: Vec<Blob>,
     pub(crate) block_bytes: u64,
     pub(crate) blocks: u64,
+    /// What is lost, and the SHA-256 of each file that will be rebuilt, where that is not the fine-tune's.
+    pub(crate) lossy: Option<(Lossy, Vec<String>)>,
 }
 
 /// Encodes every pair into `writer`; an adapter's updates are tried as predictions.
 #[expect(clippy::too_many_arguments, reason = "two models and where to and how")]
 pub(crate) fn encode(
     base: &Model,
+    finetune: &Model,
     pairs: &[Pair<'_>],
+    mode: Mode,
     adapter: Option<&PeftAdapter>,
     options: &EncodeOptions,
     writer: &mut PayloadWriter,
@@ -54,6 +62,7 @@ pub(crate) fn encode(
     let mut stage = Encoding {
         pairs,
         forms: &forms,
+        mode,
         adapter,
         low_ranks: (0..pairs.len()).map(|_| None).collect(),
         wholes: (0..pairs.len()).map(|_| OnceLock::new()).collect(),
@@ -79,6 +88,7 @@ pub(crate) fn encode(
     pipeline::run(pool, &stage, &mut sink, stop)?;
     sink.close_frame()?;
     ticker.finish();
+    let lossy = pipeline::guarded(|| pool.install(|| stage.lossy(finetune, stop)))?;
     let Writing {
         tensors,
         frames,
@@ -99,12 +109,14 @@ pub(crate) fn encode(
         frames,
         block_bytes,
         blocks,
+        lossy,
     })
 }
 
 struct Encoding<'a> {
     pairs: &'a [Pair<'a>],
     forms: &'a [(Form, Option<Form>)],
+    mode: Mode,
     adapter: Option<&'a PeftAdapter>,
     /// Low-rank predictions, as training found them.
     low_ranks: Vec<Option<LowRank>>,
@@ -122,7 +134,6 @@ enum Ready<'a> {
     Encode {
         encoder: Box<TensorEncoder<'a>>,
         decoder: Box<TensorDecoder>,
-        target: &'a [u8],
         base: Option<&'a [u8]>,
     },
 }
@@ -196,7 +207,9 @@ impl<'a> Encoding<'a> {
                     let units: Vec<usize> = (start..end)
                         .into_par_iter()
                         .filter(|&unit| {
-                            self.pairs[unit].base.is_some() && self.whole(unit).is_none()
+                            self.pairs[unit].base.is_some()
+                                && self.whole(unit).is_none()
+                                && !self.suits_int8(unit)
                         })
                         .collect();
                     let candidates = units
@@ -251,6 +264,75 @@ impl<'a> Encoding<'a> {
             .collect()
     }
 
+    /// Whether a tensor is one that the mode quantises, if its differences are finite.
+    fn suits_int8(&self, unit: usize) -> bool {
+        self.mode != Mode::Lossless
+            && self
+                .views(unit)
+                .is_some_and(|(target, base)| Int8::suits(target, base))
+    }
+
+    /// The quantised difference of a tensor that the mode quantises; none of one that is kept exactly.
+    fn int8(&self, unit: usize) -> Result<Option<Int8<'a>>, DeltaError> {
+        let Mode::Int8(granularity) = self.mode else {
+            return Ok(None);
+        };
+        match self.views(unit) {
+            Some((target, base)) if Int8::suits(target, base) => {
+                match Int8::new(target, base, granularity) {
+                    Ok(int8) => Ok(Some(int8)),
+                    Err(CodecError::NotFinite { .. }) => Ok(None),
+                    Err(error) => Err(self.failed(unit, error)),
+                }
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What the mode loses, and the SHA-256 of each file that will be rebuilt.
+    fn lossy(
+        &self,
+        finetune: &Model,
+        stop: &Stop,
+    ) -> Result<Option<(Lossy, Vec<String>)>, DeltaError> {
+        let Mode::Int8(granularity) = self.mode else {
+            return Ok(None);
+        };
+        let (mut tensors, mut error) = (0, Distortion::default());
+        let mut hashes = Vec::new();
+        let mut unit = 0;
+        for file in finetune.files() {
+            let mut sha = Sha256::new();
+            sha.update(file.header_bytes());
+            for _ in &file.header().entries {
+                stop.check()?;
+                let int8 = match self.whole(unit) {
+                    None => self.int8(unit)?,
+                    Some(Source::Twin(of)) => self.int8(of)?,
+                    Some(_) => None,
+                };
+                if let Some(int8) = int8 {
+                    if self.whole(unit).is_none() {
+                        tensors += 1;
+                        error.merge(&int8.measure());
+                    }
+                    for start in (0..int8.elements()).step_by(WINDOW) {
+                        stop.check()?;
+                        sha.update(&int8.rebuilt(start..start + WINDOW));
+                    }
+                } else if let Some(pair) = self.pairs.get(unit) {
+                    sha.update(pair.target.data());
+                }
+                if let Some(pair) = self.pairs.get(unit) {
+                    release(pair);
+                }
+                unit += 1;
+            }
+            hashes.push(sha.finish_hex());
+        }
+        Ok(Some((Lossy::new(granularity, tensors, &error), hashes)))
+    }
+
     fn failed(&self, unit: usize, source: CodecError) -> DeltaError {
         let target = self.pairs.get(unit).map(|p| p.target);
         DeltaError::Codec {
@@ -291,14 +373,17 @@ impl<'a> Stage for Encoding<'a> {
                 release_pair(pair, bytes);
             }
         };
-        let encoder = TensorEncoder::watched(
-            target,
-            base,
-            self.low_ranks.get(unit).and_then(Option::as_ref),
-            &self.options,
-            &seen,
-        )
-        .map_err(|error| self.failed(unit, error))?;
+        let encoder = match (self.int8(unit)?, base) {
+            (Some(int8), Some(base)) => TensorEncoder::int8(target, base, int8),
+            _ => TensorEncoder::watched(
+                target,
+                base,
+                self.low_ranks.get(unit).and_then(Option::as_ref),
+                &self.options,
+                &seen,
+            )
+            .map_err(|error| self.failed(unit, error))?,
+        };
         let shape = base.map(|b| (b.dtype, b.shape));
         let decoder = TensorDecoder::new(
             target.dtype,
@@ -317,7 +402,6 @@ impl<'a> Stage for Encoding<'a> {
         Ok(Ready::Encode {
             encoder: Box::new(encoder),
             decoder: Box::new(decoder),
-            target: target.data,
             base: base.map(|b| b.data),
         })
     }
@@ -334,7 +418,6 @@ impl<'a> Stage for Encoding<'a> {
         let Ready::Encode {
             encoder,
             decoder,
-            target,
             base,
         } = ready
         else {
@@ -348,13 +431,10 @@ impl<'a> Stage for Encoding<'a> {
             .encode_block(part, &mut scratch, &mut bytes)
             .map_err(|error| self.failed(unit, error))?;
         let range = encoder.target_range(part);
-        let original = target.get(range.clone());
+        let original = encoder.expected(part);
         again.resize(range.len(), 0);
         let decoded = decoder.decode_block(part, &bytes, *base, &mut again, &mut scratch);
-        if decoder.target_range(part) != range
-            || original != Some(again.as_slice())
-            || decoded.is_err()
-        {
+        if decoder.target_range(part) != range || *original != again || decoded.is_err() {
             let why = decoded
                 .err()
                 .map_or_else(|| "other bytes".into(), |error| error.to_string());

@@ -11,6 +11,7 @@ use sparse_store::hash::Sha256;
 use sparse_store::{CarriedFile, Model};
 
 use crate::DeltaError;
+use crate::compress::Mode;
 use crate::error::During;
 use crate::manifest::FORMAT_VERSION;
 use crate::progress::{Stop, Ticker};
@@ -134,10 +135,14 @@ pub(crate) fn key(
     content: &Content,
     effort: Effort,
     adapter: Option<&str>,
+    mode: Mode,
 ) -> String {
     let versions = format!("{FORMAT_VERSION} {}", sparse_codec::FORMAT_VERSION);
-    let effort = effort.to_string();
-    let options = [versions.as_str(), &effort, adapter.unwrap_or("")];
+    let (effort, mode) = (effort.to_string(), mode.to_string());
+    let mut options = vec![versions.as_str(), &effort, adapter.unwrap_or("")];
+    if mode != Mode::Lossless.to_string() {
+        options.push(&mode);
+    }
     key_of(
         "sparse 2026-11 key of a delta artifact",
         &options,

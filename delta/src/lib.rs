@@ -33,16 +33,17 @@ mod residency;
 mod seal;
 mod svd;
 mod tensor;
+mod tensors;
 mod unmerge;
 mod verify;
 
-pub use compress::{Compress, StagedDelta};
+pub use compress::{Compress, Mode, StagedDelta};
 pub use diff::{Diff, DiffRow};
 pub use error::DeltaError;
 pub use info::Info;
 pub use manifest::{
     Blob, CarriedEntry, DeltaManifest, DeltaType, FORMAT_VERSION, FileEntry, Fingerprints,
-    IndexEntry, PayloadEntry,
+    IndexEntry, Lossy, PayloadEntry,
 };
 pub use merge::MergeRule;
 pub use paths::delta_store_dir;
@@ -58,6 +59,7 @@ pub use svd::{
     SvdDeltaManifest, SvdFile, SvdMetrics, SvdOutcome, SvdRank, SvdReconstruct,
     SvdReconstructOutcome, SvdRow, SvdTensor,
 };
+pub use tensors::DeltaTensors;
 pub use unmerge::{StagedAdapter, Unmerge, UnmergeOutcome, UnmergedTensor};
 pub use verify::Verify;
 
@@ -69,6 +71,7 @@ pub mod support {
         Occupant, Output, artifact_dir, occupant, rebuilt_in, refuse_inputs, store_in,
     };
     pub use crate::pipeline::{guarded, pool};
+    pub use crate::residency::Residency;
 
     /// Manifests as they are stored: JSON that counts its own bytes and is sealed against damage.
     pub mod seal {

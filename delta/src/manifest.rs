@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use sparse_codec::{Distortion, Granularity};
 
 use crate::{DeltaError, seal};
 
@@ -13,7 +14,6 @@ pub const FORMAT_VERSION: u32 = 1;
 /// The file names of an artifact.
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const INDEX: &str = "tensors.parquet";
-
 /// A manifest this large is not one of ours.
 pub(crate) const MAX_MANIFEST: u64 = 256 << 20;
 /// The longest header safetensors allows.
@@ -24,7 +24,7 @@ pub(crate) const MAX_HEADER: u64 = 100_000_000;
 pub struct DeltaManifest {
     /// Version of the manifest's public fields: "1.0".
     pub version: String,
-    /// "model_delta" or "adapter".
+    /// "model_delta" or "adapter"; "int8_delta" where it makes an approximation of the fine-tune.
     pub delta_type: String,
     /// The base model as it was given.
     pub base_model_id: String,
@@ -50,6 +50,9 @@ pub struct DeltaManifest {
     pub tool_version: String,
     /// "fast", "default" or "max".
     pub effort: String,
+    /// What is lost, in a delta that makes an approximation. Absent: nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lossy: Option<Lossy>,
     /// Whether the fine-tune was a single file rather than a folder.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub single_file: bool,
@@ -81,23 +84,75 @@ pub struct DeltaManifest {
     pub seal: String,
 }
 
-/// What a lossless delta is of.
+/// What a delta is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeltaType {
     /// A model.
     Model,
     /// An adapter of the base.
     Adapter,
+    /// A model, of which an approximation is rebuilt.
+    Int8,
 }
 
 impl DeltaType {
-    /// As the manifest names it: "model_delta" or "adapter".
+    /// As the manifest names it: "model_delta", "adapter" or "int8_delta".
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Model => "model_delta",
             Self::Adapter => "adapter",
+            Self::Int8 => "int8_delta",
         }
+    }
+}
+
+/// How the rebuilt model is off the fine-tune.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lossy {
+    /// "int8".
+    pub method: String,
+    /// What shares a scale: "tensor", "row" or "group" (of 128 in a row).
+    pub granularity: String,
+    /// Tensors that are quantised. The others are exact.
+    pub tensors: u64,
+    /// Their elements.
+    pub params: u64,
+    /// Elements of them that are rebuilt bit for bit all the same.
+    pub exact_params: u64,
+    /// The norm of the error of their differences from the base over that of the differences.
+    pub relative_error: f64,
+    /// The largest error of a difference.
+    pub max_abs_error: f64,
+    /// The mean error of a difference.
+    pub mean_abs_error: f64,
+}
+
+impl Lossy {
+    pub(crate) fn new(granularity: Granularity, tensors: u64, error: &Distortion) -> Self {
+        Self {
+            method: "int8".into(),
+            granularity: granularity.name().into(),
+            tensors,
+            params: error.count,
+            exact_params: error.exact,
+            relative_error: error.relative(),
+            max_abs_error: error.max_abs,
+            mean_abs_error: error.mean_abs(),
+        }
+    }
+
+    /// As it is told: "int8, a scale for each row".
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!("{}, a scale for each {}", self.method, self.granularity)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.method != "int8" {
+            return Err(format!("it loses by {:?}, which is not known", self.method));
+        }
+        self.granularity.parse::<Granularity>().map(|_| ())
     }
 }
 
@@ -230,7 +285,7 @@ impl DeltaManifest {
     }
 
     fn check(&self) -> Result<(), String> {
-        let known = [DeltaType::Model, DeltaType::Adapter].map(DeltaType::name);
+        let known = [DeltaType::Model, DeltaType::Adapter, DeltaType::Int8].map(DeltaType::name);
         if !known.contains(&self.delta_type.as_str()) {
             return Err(format!(
                 "its type {:?} is none of {}",
@@ -240,6 +295,18 @@ impl DeltaManifest {
         }
         if self.format_version == 0 || self.codec_version == 0 {
             return Err("version 0 does not exist".into());
+        }
+        // Lossy and lossless are never taken for one another.
+        let is_int8 = self.delta_type == DeltaType::Int8.name();
+        match &self.lossy {
+            Some(lossy) if is_int8 => lossy.check()?,
+            None if !is_int8 => {}
+            _ => {
+                return Err(format!(
+                    "its delta_type {:?} does not fit the rest",
+                    self.delta_type
+                ));
+            }
         }
         for (what, text) in [
             ("key", &self.key),
@@ -404,6 +471,7 @@ pub(crate) mod tests {
             key: hash.clone(),
             tool_version: "0".into(),
             effort: "default".into(),
+            lossy: None,
             single_file: false,
             base: Fingerprints {
                 fingerprint: hash.clone(),

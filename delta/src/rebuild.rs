@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::ThreadPool;
+use rayon::prelude::*;
 use sparse_codec::{CodecError, Scratch, SharedTables, TensorDecoder};
 use sparse_store::hash::Sha256;
 use sparse_store::{Header, Model, TensorHandle};
@@ -174,6 +175,31 @@ impl<'a> Rebuild<'a> {
         Ok(sink.sha.finish_hex())
     }
 
+    /// The bytes of one tensor, by its number in the index.
+    pub(crate) fn tensor(&self, number: usize) -> Result<Vec<u8>, DeltaError> {
+        let plan = self
+            .files
+            .iter()
+            .rfind(|plan| plan.first <= number && number < plan.first + plan.header.entries.len())
+            .ok_or_else(|| DeltaError::internal("no such tensor"))?;
+        let unit = number - plan.first;
+        let decoding = Decoding {
+            rebuild: self,
+            plan,
+            target: None,
+        };
+        let ready = decoding.prepare(unit)?;
+        let pieces = (0..decoding.parts(unit, &ready))
+            .into_par_iter()
+            .map(|part| decoding.work(unit, &ready, part))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut bytes = Vec::new();
+        for piece in &pieces {
+            bytes.extend_from_slice(piece.bytes());
+        }
+        Ok(bytes)
+    }
+
     fn corrupt(&self, row: &TensorRow, problem: impl std::fmt::Display) -> DeltaError {
         DeltaError::corrupt(
             self.artifact.index_path(),
@@ -228,6 +254,15 @@ enum Ready<'r, 'a> {
 enum Piece<'a> {
     Own(Vec<u8>),
     Base(&'a [u8]),
+}
+
+impl Piece<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Own(buffer) => buffer,
+            Self::Base(part) => part,
+        }
+    }
 }
 
 impl<'r, 'a> Stage for Decoding<'r, 'a> {
@@ -437,10 +472,7 @@ impl<'r, 'a> Sink<Decoding<'r, 'a>> for Hashing<'r, 'a> {
         _part: usize,
         piece: Piece<'a>,
     ) -> Result<(), DeltaError> {
-        let bytes = match &piece {
-            Piece::Own(buffer) => buffer.as_slice(),
-            Piece::Base(part) => part,
-        };
+        let bytes = piece.bytes();
         self.sha.update(bytes);
         self.ticker.add(bytes.len() as u64);
         if let Piece::Own(buffer) = piece {

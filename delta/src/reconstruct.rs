@@ -509,7 +509,10 @@ impl Job {
             },
         )?;
         for entry in &manifest.files {
-            let status = "rebuilt".into();
+            let status = match manifest.lossy {
+                Some(_) => "approximated".into(),
+                None => "rebuilt".into(),
+            };
             reports.push(FileReport {
                 file: entry.path.clone(),
                 bytes: entry.size,

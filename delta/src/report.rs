@@ -148,9 +148,9 @@ pub struct FileReport {
     pub file: String,
     /// Its bytes.
     pub bytes: u64,
-    /// Its SHA-256, which is that of the fine-tune's file.
+    /// Its SHA-256: that of the fine-tune's file, where it is not an approximation of it.
     pub sha256: String,
-    /// How it came about: "rebuilt", "carried", "copied" (from the base) or "exists".
+    /// How it came about: "rebuilt", "approximated" (by a lossy delta), "carried", "copied" (from the base) or "exists".
     pub status: String,
 }
 

@@ -15,14 +15,16 @@ use sparse_store::Model;
 const LIMIT: u64 = 192 << 20;
 const EVERY: Duration = Duration::from_millis(4);
 
-pub(crate) struct Residency {
+/// A watch over mapped models.
+pub struct Residency {
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Residency {
     /// Watches the files of the models until dropped.
-    pub(crate) fn watch(models: Vec<Arc<Model>>) -> Self {
+    #[must_use]
+    pub fn watch(models: Vec<Arc<Model>>) -> Self {
         let size: u64 = models.iter().flat_map(|m| m.files()).map(|f| f.size).sum();
         let done = Arc::new(AtomicBool::new(false));
         if size <= LIMIT || resident_file_bytes().is_none() {

@@ -109,7 +109,14 @@ fn verify(
     let manifest = &artifact.manifest;
     let index = &manifest.index;
     let mut checks = vec![
-        Check::new(MANIFEST, "manifest", Ok(format!("seal {}", manifest.seal))),
+        Check::new(
+            MANIFEST,
+            "manifest",
+            Ok(match &manifest.lossy {
+                None => format!("seal {}", manifest.seal),
+                Some(lossy) => format!("seal {}; lossy: {}", manifest.seal, lossy.describe()),
+            }),
+        ),
         Check::new(
             INDEX,
             "index",
@@ -287,7 +294,7 @@ fn rebuild_all(
                 },
                 Ok(sha256) => {
                     let detail = format!(
-                        "rebuilt with sha256 {sha256} where the fine-tune's was {}",
+                        "rebuilt with sha256 {sha256} where the manifest says {}",
                         entry.sha256
                     );
                     Check {

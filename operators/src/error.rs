@@ -7,6 +7,7 @@ use datafusion::error::DataFusionError;
 use sparse_codec::CodecError;
 use sparse_dataset::DatasetError;
 use sparse_delta::DeltaError;
+use sparse_inference::InferenceError;
 use sparse_store::StoreError;
 
 /// An operation's error as DataFusion's: faults of this program are internal errors, lack of memory is exhausted resources,
@@ -36,6 +37,15 @@ pub(crate) fn dataset(error: DatasetError) -> DataFusionError {
     }
 }
 
+/// An error of running or judging a model as DataFusion's.
+pub(crate) fn inference(error: InferenceError) -> DataFusionError {
+    match error {
+        InferenceError::Delta(error) => delta(error),
+        InferenceError::Compute { message } => DataFusionError::Internal(message),
+        error => DataFusionError::External(Box::new(error)),
+    }
+}
+
 /// A store's error as DataFusion's.
 pub(crate) fn store(error: StoreError) -> DataFusionError {
     delta(DeltaError::Store(error))
@@ -53,6 +63,9 @@ pub fn exit_code(error: &DataFusionError) -> u8 {
         return error.exit_code();
     }
     if let Some(error) = find::<DatasetError>(error) {
+        return error.exit_code();
+    }
+    if let Some(error) = find::<InferenceError>(error) {
         return error.exit_code();
     }
     if find::<CodecError>(error).is_some() {
@@ -78,6 +91,9 @@ pub fn message(error: &DataFusionError) -> String {
         return error.to_string();
     }
     if let Some(error) = find::<DatasetError>(error) {
+        return error.to_string();
+    }
+    if let Some(error) = find::<InferenceError>(error) {
         return error.to_string();
     }
     error.strip_backtrace()

@@ -21,6 +21,7 @@ mod main_job;
 mod models;
 mod object_store;
 mod oracles;
+mod quality;
 mod shell;
 mod slt;
 mod sql_writes;

@@ -9,6 +9,8 @@ mod tensor;
 
 mod delta_decode;
 mod delta_encode;
+mod int8_dequantize;
+mod int8_quantize;
 mod lora_merge;
 mod svd_factors;
 mod tensor_cast;
@@ -28,6 +30,8 @@ pub fn functions() -> Vec<Arc<ScalarUDF>> {
     vec![
         delta_decode::delta_decode_udf(),
         delta_encode::delta_encode_udf(),
+        int8_dequantize::int8_dequantize_udf(),
+        int8_quantize::int8_quantize_udf(),
         lora_merge::lora_merge_udf(),
         svd_factors::svd_factors_udf(),
         tensor_cast::tensor_cast_udf(),

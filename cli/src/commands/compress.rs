@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use serde_json::json;
-use sparse_delta::CompressOutcome;
+use sparse_delta::{CompressOutcome, Mode};
 
 use super::print_json;
 use crate::args::Compress;
@@ -16,6 +16,7 @@ pub(super) async fn run(args: &Compress, context: &Context) -> Result<u8, Failur
     let bar = context.bar();
     let mut compress = sparse_delta::Compress::new(&args.base, &args.finetune)
         .effort(args.effort)
+        .mode(Mode::parse(&args.mode, args.granularity)?)
         .dry_run(args.dry_run)
         .overwrite(args.overwrite)
         .threads(context.global.threads)
@@ -54,6 +55,7 @@ fn document(outcome: &CompressOutcome) -> serde_json::Value {
         "base": manifest.base_model_id,
         "finetune": manifest.finetune_model_id,
         "effort": manifest.effort,
+        "lossy": manifest.lossy,
         "original_bytes": manifest.original_bytes,
         "artifact_bytes": manifest.artifact_bytes,
         "ratio": manifest.compression_ratio,
@@ -81,6 +83,16 @@ fn summary(outcome: &CompressOutcome) -> Result<(), Failure> {
         manifest.compression_ratio,
         format::time(outcome.metrics.elapsed, manifest.original_bytes),
     )?;
+    if let Some(lossy) = &manifest.lossy {
+        writeln!(
+            out,
+            "  lossy ({}): {} tensors approximated, relative error {:.2e}, {:.2} % of their weights exact",
+            lossy.describe(),
+            lossy.tensors,
+            lossy.relative_error,
+            100.0 * lossy.exact_params as f64 / lossy.params.max(1) as f64,
+        )?;
+    }
     let mut methods: BTreeMap<&str, u64> = BTreeMap::new();
     for tensor in &outcome.tensors {
         *methods.entry(&tensor.method).or_default() += 1;

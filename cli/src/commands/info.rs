@@ -162,6 +162,18 @@ fn show(path: &str, manifest: &DeltaManifest, tensors: &[TensorReport]) -> Resul
     for (name, value) in lines {
         writeln!(out, "{name:<17} {value}")?;
     }
+    if let Some(lossy) = &manifest.lossy {
+        writeln!(
+            out,
+            "{:<17} {}: relative error {:.2e}, {} of {} weights of {} tensors exact",
+            "lossy",
+            lossy.describe(),
+            lossy.relative_error,
+            format::count(lossy.exact_params),
+            format::count(lossy.params),
+            lossy.tensors,
+        )?;
+    }
     writeln!(out)?;
     for file in &manifest.files {
         writeln!(out, "sha256 {}  {}", file.sha256, file.path)?;

@@ -15,6 +15,9 @@ mod sql;
 mod svd_compress;
 mod svd_reconstruct;
 mod unmerge;
+mod validate;
+mod validate_int8;
+mod validation;
 mod verify;
 
 use std::io::Write as _;
@@ -34,6 +37,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::SvdCompress(args) => svd_compress::run(args, &context).await,
         Command::SvdReconstruct(args) => svd_reconstruct::run(args, &context).await,
         Command::CompressAdapter(args) => compress_adapter::run(args, &context).await,
+        Command::ValidateInt8(args) => validate_int8::run(args, &context).await,
+        Command::Validate(args) => validate::run(args, &context).await,
         Command::Diff(args) => diff::run(args, &context).await,
         Command::Info(args) => info::run(args, &context).await,
         Command::Verify(args) => verify::run(args, &context).await,

@@ -33,6 +33,7 @@ pub(super) async fn run(args: &Reconstruct, context: &Context) -> Result<u8, Fai
             "status": outcome.status.name(),
             "path": outcome.path,
             "key": outcome.manifest.key,
+            "lossy": outcome.manifest.lossy,
             "bytes": outcome.metrics.bytes,
             "seconds": outcome.metrics.elapsed.as_secs_f64(),
             "files": outcome.files,
@@ -49,10 +50,19 @@ fn summary(outcome: &ReconstructOutcome) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     for file in &outcome.files {
         let how = match file.status.as_str() {
-            "merged" => "merged:",
-            _ => "identical:",
+            "merged" => "merged",
+            "approximated" => "approximate",
+            _ => "identical",
         };
-        writeln!(out, "{how} sha256 {}  {}", file.sha256, file.file)?;
+        writeln!(out, "{how}: sha256 {}  {}", file.sha256, file.file)?;
+    }
+    if let Some(lossy) = &outcome.manifest.lossy {
+        writeln!(
+            out,
+            "lossy ({}): the weights are not those of {}",
+            lossy.describe(),
+            outcome.manifest.finetune_model_id
+        )?;
     }
     let what = match outcome.status {
         Status::Created => "created",

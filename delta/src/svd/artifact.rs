@@ -15,6 +15,7 @@ use crate::payload::PayloadReader;
 use crate::tensor::Form;
 use crate::{DeltaError, artifact};
 
+#[derive(Debug)]
 pub(crate) struct SvdArtifact {
     pub(crate) dir: PathBuf,
     pub(crate) manifest: SvdDeltaManifest,
@@ -35,6 +36,20 @@ impl SvdArtifact {
             dir: dir.to_path_buf(),
             manifest,
             payload,
+        })
+    }
+
+    /// The rank that is asked for, or the largest.
+    pub(crate) fn rank(&self, asked: Option<u64>) -> Result<u64, DeltaError> {
+        let ranks = &self.manifest.ranks;
+        let wanted = asked.or_else(|| ranks.last().copied());
+        wanted.filter(|rank| ranks.contains(rank)).ok_or_else(|| {
+            let all: Vec<String> = ranks.iter().map(ToString::to_string).collect();
+            DeltaError::usage(format!(
+                "the approximation in {} can be rebuilt at rank {}; make one with the rank you want",
+                self.dir.display(),
+                all.join(", ")
+            ))
         })
     }
 

@@ -14,6 +14,8 @@ mod source;
 mod units;
 mod verify;
 
+pub(crate) use artifact::SvdArtifact;
+
 pub use adapters::Profile;
 pub(crate) use artifact::read_manifest;
 pub use compress::{StagedSvd, SvdCompress, SvdMetrics, SvdOutcome, SvdRank};

@@ -227,7 +227,7 @@ impl Job {
         let manifest = &artifact.manifest;
         let pool = pipeline::pool(self.options.threads)?;
         refuse_other_base(&manifest.base, &manifest.base_model_id, &self.base, &pool)?;
-        let rank = self.rank(&artifact)?;
+        let rank = artifact.rank(self.options.rank)?;
         let output = match &self.output {
             Some(path) => path.clone(),
             None => paths::rebuilt_in(&self.cache).join(format!("{}-r{rank}", manifest.key)),
@@ -300,20 +300,6 @@ impl Job {
             outcome,
             started: self.started,
             _lock: lock,
-        })
-    }
-
-    /// The rank that is asked for, or the largest.
-    fn rank(&self, artifact: &SvdArtifact) -> Result<u64, DeltaError> {
-        let ranks = &artifact.manifest.ranks;
-        let wanted = self.options.rank.or_else(|| ranks.last().copied());
-        wanted.filter(|rank| ranks.contains(rank)).ok_or_else(|| {
-            let all: Vec<String> = ranks.iter().map(ToString::to_string).collect();
-            DeltaError::usage(format!(
-                "the approximation in {} can be rebuilt at rank {}; make one with the rank you want",
-                self.dir.display(),
-                all.join(", ")
-            ))
         })
     }
 

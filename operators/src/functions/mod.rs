@@ -14,7 +14,10 @@ mod sparse_svd_compress;
 mod sparse_svd_reconstruct;
 mod sparse_tensors;
 mod sparse_unmerge;
+mod sparse_validate;
+mod sparse_validate_int8;
 mod sparse_verify;
+mod validation;
 
 use std::sync::Arc;
 
@@ -44,6 +47,8 @@ pub fn all() -> Vec<Arc<dyn SparseFunction>> {
         Arc::new(sparse_svd_reconstruct::SparseSvdReconstruct),
         Arc::new(sparse_tensors::SparseTensors),
         Arc::new(sparse_unmerge::SparseUnmerge),
+        Arc::new(sparse_validate::SparseValidate),
+        Arc::new(sparse_validate_int8::SparseValidateInt8),
         Arc::new(sparse_verify::SparseVerify),
     ]
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch};
 use async_trait::async_trait;
 use datafusion::common::{Result, exec_datafusion_err};
-use sparse_delta::{Compress, CompressOutcome, StagedDelta};
+use sparse_delta::{Compress, CompressOutcome, Mode, StagedDelta};
 
 use super::sparse_info::report_columns;
 use super::{CancelOnDrop, failed_row, threads};
@@ -18,7 +18,7 @@ use crate::{columns, error};
 static SPEC: Spec = Spec {
     name: "sparse_compress",
     row: "tensor",
-    description: "The lossless delta of a fine-tune against its base, written to `output` and complete there before the first \
+    description: "The delta of a fine-tune against its base, lossless unless another mode is asked for, written to `output` and complete there before the first \
                   row is returned. The same call again finds it and returns status `exists`. In the batch form, several deltas \
                   are made at a time; each of them appears whole or not at all, as soon as it is done.",
     inputs: &[
@@ -42,6 +42,20 @@ static SPEC: Spec = Spec {
             "adapter",
             "A PEFT adapter (a path, URL or Hub id) that was merged into the base: its updates are tried as predictions, and \
              kept in the artifact where they pay.",
+        ),
+        Parameter::choice(
+            "mode",
+            &["lossless", "int8"],
+            Some("lossless"),
+            "What is kept: lossless: every byte; int8: of large tensors an approximation, their differences from the base as \
+             8-bit codes and scales. Lossy, labelled so in the artifact, and mostly larger than lossless: see \
+             sparse_validate_int8.",
+        ),
+        Parameter::choice(
+            "granularity",
+            &["tensor", "row", "group"],
+            None,
+            "What shares a scale in mode int8: the tensor, a row (the default), or 128 elements of a row.",
         ),
         Parameter::flag("dry_run", "Compute everything, write nothing."),
         Parameter::flag(
@@ -71,7 +85,7 @@ static SPEC: Spec = Spec {
         Column::new(
             "predictor",
             Type::Text,
-            "What predicts it: none, base, cast, scaled (weight decay), low_rank or adapter.",
+            "What predicts it: none, base, cast, scaled (weight decay), low_rank or adapter; int8 where it is approximated.",
         ),
         Column::new(
             "method",
@@ -134,9 +148,20 @@ impl Writer for SparseCompress {
                 .map_err(|e| exec_datafusion_err!("effort: {e}"))?,
             None => request.config.effort,
         };
+        let granularity = match options.text("granularity") {
+            Some(granularity) => Some(
+                granularity
+                    .parse()
+                    .map_err(|e| exec_datafusion_err!("granularity: {e}"))?,
+            ),
+            None => None,
+        };
+        let mode = Mode::parse(options.text("mode").unwrap_or("lossless"), granularity)
+            .map_err(error::delta)?;
         let (_guard, cancel) = CancelOnDrop::new();
         let mut compress = Compress::new(base, finetune)
             .effort(effort)
+            .mode(mode)
             .dry_run(options.flag("dry_run"))
             .overwrite(options.flag("overwrite"))
             .open_options(request.config.open_options())
