@@ -1,5 +1,7 @@
 //! The arguments of every command.
 
+pub(crate) mod catalog;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -97,6 +99,8 @@ pub(crate) enum Command {
     Info(Info),
     /// Check every hash of a delta; with the base, rebuild everything in memory and compare
     Verify(Verify),
+    /// List models, and find the base a fine-tune descends from
+    Catalog(catalog::Catalog),
     /// Run SQL: a shell, a statement, or a script
     Sql(Sql),
     /// Show version, instruction sets and devices

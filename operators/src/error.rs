@@ -4,6 +4,7 @@
 use std::error::Error;
 
 use datafusion::error::DataFusionError;
+use sparse_catalog::CatalogError;
 use sparse_codec::CodecError;
 use sparse_delta::DeltaError;
 use sparse_store::StoreError;
@@ -32,6 +33,15 @@ pub(crate) fn store(error: StoreError) -> DataFusionError {
     delta(DeltaError::Store(error))
 }
 
+/// A catalog's error as DataFusion's.
+pub(crate) fn catalog(error: CatalogError) -> DataFusionError {
+    match error {
+        CatalogError::Store(error) => store(error),
+        CatalogError::Internal { message } => DataFusionError::Internal(message),
+        error => DataFusionError::External(Box::new(error)),
+    }
+}
+
 /// The operation's error inside DataFusion's, if there is one.
 pub fn operation_error(error: &DataFusionError) -> Option<&DeltaError> {
     find(error)
@@ -45,6 +55,9 @@ pub fn exit_code(error: &DataFusionError) -> u8 {
     }
     if find::<CodecError>(error).is_some() {
         return 5;
+    }
+    if let Some(error) = find::<CatalogError>(error) {
+        return error.exit_code();
     }
     match error.find_root() {
         DataFusionError::Plan(_)
@@ -63,6 +76,9 @@ pub fn exit_code(error: &DataFusionError) -> u8 {
 /// The message a person reads: the operation's own words where there are some, DataFusion's otherwise.
 pub fn message(error: &DataFusionError) -> String {
     if let Some(error) = operation_error(error) {
+        return error.to_string();
+    }
+    if let Some(error) = find::<CatalogError>(error) {
         return error.to_string();
     }
     error.strip_backtrace()

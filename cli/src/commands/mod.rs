@@ -1,5 +1,6 @@
 //! One module per command.
 
+mod catalog;
 mod completions;
 mod compress;
 mod diff;
@@ -27,6 +28,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Diff(args) => diff::run(args, &context).await,
         Command::Info(args) => info::run(args, &context).await,
         Command::Verify(args) => verify::run(args, &context).await,
+        Command::Catalog(args) => catalog::run(&args.command, &context).await,
         Command::Sql(args) => sql::run(args, &context).await,
         Command::Features(_) => features::run(&context),
         Command::Completions(args) => completions::run(args),

@@ -3,7 +3,9 @@
 mod sparse_compress;
 mod sparse_diff;
 mod sparse_features;
+mod sparse_find_base;
 mod sparse_info;
+mod sparse_models;
 mod sparse_reconstruct;
 mod sparse_tensors;
 mod sparse_unmerge;
@@ -24,7 +26,9 @@ pub fn all() -> Vec<Arc<dyn SparseFunction>> {
         Arc::new(sparse_compress::SparseCompress),
         Arc::new(sparse_diff::SparseDiff),
         Arc::new(sparse_features::SparseFeatures),
+        Arc::new(sparse_find_base::SparseFindBase),
         Arc::new(sparse_info::SparseInfo),
+        Arc::new(sparse_models::SparseModels),
         Arc::new(sparse_reconstruct::SparseReconstruct),
         Arc::new(sparse_tensors::SparseTensors),
         Arc::new(sparse_unmerge::SparseUnmerge),
