@@ -43,7 +43,7 @@ pub enum Outcome {
     Root,
     /// The catalog holds the same weights under another name, and no base.
     Copy,
-    /// No model of the catalog is a relative.
+    /// No model of the catalog is a relative, or all of them name the same base as the model, which is not there.
     None,
 }
 
@@ -466,6 +466,17 @@ impl Search<'_> {
             found.outcome = Outcome::Root;
             return found;
         }
+        // Nor are those that name the same base as this model: siblings.
+        let is_sibling = |at: &usize| {
+            let entry = family
+                .get(*at)
+                .and_then(|relative| entries.get(relative.entry));
+            let base = entry.and_then(|entry| entry.base.as_deref());
+            base.is_some() && base == self.subject.base.as_deref()
+        };
+        if !others.is_empty() && others.iter().all(is_sibling) {
+            return found;
+        }
         let members: Vec<&Scaled> = family
             .iter()
             .map(|relative| &relative.scaled)
@@ -484,6 +495,7 @@ impl Search<'_> {
                 return found;
             }
         }
+        let others = others.into_iter().filter(|at| !is_sibling(at)).collect();
         let allowed = possible_bases(family, entries, others);
         if let Some(centre) = distances.centre(&allowed)
             && let Some(relative) = family.get(centre.member)

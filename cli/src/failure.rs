@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 
 use datafusion::error::DataFusionError;
+use sparse_cache::CacheError;
 use sparse_catalog::CatalogError;
 use sparse_delta::DeltaError;
 use sparse_pipelines::PipelineError;
@@ -78,6 +79,12 @@ pub(crate) fn say(line: &str) {
 
 impl From<DeltaError> for Failure {
     fn from(error: DeltaError) -> Self {
+        Self::new(error.to_string(), error.exit_code())
+    }
+}
+
+impl From<CacheError> for Failure {
+    fn from(error: CacheError) -> Self {
         Self::new(error.to_string(), error.exit_code())
     }
 }

@@ -10,6 +10,7 @@
 //! nothing. Memory is bounded whatever the size of the model.
 
 mod artifact;
+mod benchmark;
 mod blobs;
 mod carried;
 mod compress;
@@ -35,6 +36,7 @@ mod tensor;
 mod unmerge;
 mod verify;
 
+pub use benchmark::{Benchmark, BenchmarkReport, Estimate, Measurement};
 pub use compress::{Compress, StagedDelta};
 pub use diff::{Diff, DiffRow};
 pub use error::DeltaError;

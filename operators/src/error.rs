@@ -4,6 +4,7 @@
 use std::error::Error;
 
 use datafusion::error::DataFusionError;
+use sparse_cache::CacheError;
 use sparse_catalog::CatalogError;
 use sparse_codec::CodecError;
 use sparse_delta::DeltaError;
@@ -42,6 +43,15 @@ pub(crate) fn catalog(error: CatalogError) -> DataFusionError {
     }
 }
 
+/// The cache's error as DataFusion's.
+pub(crate) fn cache(error: CacheError) -> DataFusionError {
+    match error {
+        CacheError::Delta(error) => delta(error),
+        CacheError::Internal { message } => DataFusionError::Internal(message),
+        error => DataFusionError::External(Box::new(error)),
+    }
+}
+
 /// The operation's error inside DataFusion's, if there is one.
 pub fn operation_error(error: &DataFusionError) -> Option<&DeltaError> {
     find(error)
@@ -57,6 +67,9 @@ pub fn exit_code(error: &DataFusionError) -> u8 {
         return 5;
     }
     if let Some(error) = find::<CatalogError>(error) {
+        return error.exit_code();
+    }
+    if let Some(error) = find::<CacheError>(error) {
         return error.exit_code();
     }
     match error.find_root() {
@@ -79,6 +92,9 @@ pub fn message(error: &DataFusionError) -> String {
         return error.to_string();
     }
     if let Some(error) = find::<CatalogError>(error) {
+        return error.to_string();
+    }
+    if let Some(error) = find::<CacheError>(error) {
         return error.to_string();
     }
     error.strip_backtrace()

@@ -14,6 +14,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// true or false.
     Flag,
+    /// A whole number from 0 on, or one of these strings.
+    Count(&'static [&'static str]),
 }
 
 impl Kind {
@@ -22,13 +24,16 @@ impl Kind {
         match self {
             Self::Text => "text".to_owned(),
             Self::Flag => "true or false".to_owned(),
-            Self::Choice(choices) => choices
-                .iter()
-                .map(|choice| format!("'{choice}'"))
-                .collect::<Vec<_>>()
-                .join(", "),
+            Self::Choice(choices) => quoted(choices),
+            Self::Count([]) => "a whole number".to_owned(),
+            Self::Count(others) => format!("a whole number or {}", quoted(others)),
         }
     }
+}
+
+fn quoted(choices: &[&str]) -> String {
+    let quoted: Vec<String> = choices.iter().map(|choice| format!("'{choice}'")).collect();
+    quoted.join(", ")
 }
 
 /// One argument.
@@ -97,6 +102,18 @@ impl Parameter {
             aliases: &[],
             kind: Kind::Choice(choices),
             default,
+            required: false,
+            description,
+        }
+    }
+
+    /// An argument of a kind, which may be left out.
+    pub const fn of(name: &'static str, kind: Kind, description: &'static str) -> Self {
+        Self {
+            name,
+            aliases: &[],
+            kind,
+            default: None,
             required: false,
             description,
         }
@@ -215,7 +232,7 @@ impl Spec {
                 (Kind::Flag, default) => default.unwrap_or("false").to_owned(),
                 (_, Some(default)) => format!("'{default}'"),
                 (Kind::Choice(choices), None) => choices.join("|"),
-                (Kind::Text, None) => "...".to_owned(),
+                (Kind::Text | Kind::Count(_), None) => "...".to_owned(),
             };
             out += &format!(" [, {} => {value}]", option.name);
         }

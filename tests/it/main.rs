@@ -8,6 +8,7 @@
 
 mod adapters;
 mod bounded;
+mod catalog;
 mod cli;
 mod dependencies;
 mod docs;

@@ -1,5 +1,7 @@
 //! One module per command.
 
+mod bench;
+mod cache;
 mod catalog;
 mod completions;
 mod compress;
@@ -28,6 +30,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Diff(args) => diff::run(args, &context).await,
         Command::Info(args) => info::run(args, &context).await,
         Command::Verify(args) => verify::run(args, &context).await,
+        Command::Bench(args) => bench::run(args, &context).await,
+        Command::Cache(args) => cache::run(args, &context).await,
         Command::Catalog(args) => catalog::run(&args.command, &context).await,
         Command::Sql(args) => sql::run(args, &context).await,
         Command::Features(_) => features::run(&context),

@@ -1,11 +1,15 @@
 //! The table functions: one file each, named after it.
 
+mod sparse_benchmark;
+mod sparse_cache;
 mod sparse_compress;
 mod sparse_diff;
 mod sparse_features;
 mod sparse_find_base;
 mod sparse_info;
+mod sparse_jobs;
 mod sparse_models;
+mod sparse_prefetch;
 mod sparse_reconstruct;
 mod sparse_tensors;
 mod sparse_unmerge;
@@ -13,6 +17,7 @@ mod sparse_verify;
 
 use std::sync::Arc;
 
+use ::sparse_cache::DeltaCache;
 use arrow::array::RecordBatch;
 use datafusion::common::Result;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -23,12 +28,16 @@ use crate::function::{Request, SparseFunction};
 /// Every table function, sorted by name.
 pub fn all() -> Vec<Arc<dyn SparseFunction>> {
     vec![
+        Arc::new(sparse_benchmark::SparseBenchmark),
+        Arc::new(sparse_cache::SparseCache),
         Arc::new(sparse_compress::SparseCompress),
         Arc::new(sparse_diff::SparseDiff),
         Arc::new(sparse_features::SparseFeatures),
         Arc::new(sparse_find_base::SparseFindBase),
         Arc::new(sparse_info::SparseInfo),
+        Arc::new(sparse_jobs::SparseJobs),
         Arc::new(sparse_models::SparseModels),
+        Arc::new(sparse_prefetch::SparsePrefetch),
         Arc::new(sparse_reconstruct::SparseReconstruct),
         Arc::new(sparse_tensors::SparseTensors),
         Arc::new(sparse_unmerge::SparseUnmerge),
@@ -64,6 +73,15 @@ impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.cancel();
     }
+}
+
+/// The session's cache of rebuilt models.
+fn cache(request: &Request) -> Result<DeltaCache> {
+    let mut cache = DeltaCache::new().open_options(request.config.open_options());
+    if let Some(threads) = threads(request) {
+        cache = cache.threads(threads);
+    }
+    cache.open().map_err(crate::error::cache)
 }
 
 /// The number of threads an operation may use, if it is limited.

@@ -37,7 +37,8 @@ static SPEC: Spec = Spec {
             "outcome",
             Type::Text,
             "found (by the weights), declared (the model names it, and the weights do not speak against it), root (the model is \
-             itself the base of its relatives), copy (only the same weights under another name were found) or none.",
+             itself the base of its relatives), copy (only the same weights under another name were found) or none (no relative, or only \
+             siblings by what they say).",
         ),
         Column::new(
             "score",
