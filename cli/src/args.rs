@@ -1,5 +1,8 @@
 //! The arguments of every command.
 
+pub(crate) mod cache;
+pub(crate) mod catalog;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -118,6 +121,12 @@ pub(crate) enum Command {
     DatasetEstimate(DatasetEstimate),
     /// Show what a derivative dataset changed, value by value
     DatasetDiff(DatasetDiff),
+    /// Rebuilt models, kept within a limit and shared by processes
+    Cache(cache::Cache),
+    /// List models, and find the base a fine-tune descends from
+    Catalog(catalog::Catalog),
+    /// Measure how fast models are rebuilt here, and estimate it for common sizes
+    Bench(Bench),
     /// Run SQL: a shell, a statement, or a script
     Sql(Sql),
     /// Show version, instruction sets and devices
@@ -686,6 +695,24 @@ pub(crate) enum Format {
     Csv,
     /// One JSON object per line
     Json,
+}
+
+/// `sparse bench`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sparse bench --tensor-size 100000 --iterations 1
+  sparse bench --json
+
+Measures, on a generated model: copying memory, writing and reading the disk of the cache folder, SHA-256, decoding in memory, and \
+rebuilding from files to files. Nothing stays.")]
+pub(crate) struct Bench {
+    /// Elements of each of the four generated BF16 tensors
+    #[arg(long, value_name = "N", default_value_t = 4_000_000)]
+    pub(crate) tensor_size: u64,
+    /// How often everything is measured
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub(crate) iterations: u64,
 }
 
 /// `sparse features`.

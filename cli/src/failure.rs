@@ -3,6 +3,8 @@
 use std::io::{self, Write as _};
 
 use datafusion::error::DataFusionError;
+use sparse_cache::CacheError;
+use sparse_catalog::CatalogError;
 use sparse_dataset::DatasetError;
 use sparse_delta::DeltaError;
 use sparse_inference::InferenceError;
@@ -91,6 +93,18 @@ impl From<DeltaError> for Failure {
 
 impl From<DatasetError> for Failure {
     fn from(error: DatasetError) -> Self {
+        Self::new(error.to_string(), error.exit_code())
+    }
+}
+
+impl From<CacheError> for Failure {
+    fn from(error: CacheError) -> Self {
+        Self::new(error.to_string(), error.exit_code())
+    }
+}
+
+impl From<CatalogError> for Failure {
+    fn from(error: CatalogError) -> Self {
         Self::new(error.to_string(), error.exit_code())
     }
 }

@@ -21,15 +21,21 @@ pub(crate) fn page() -> String {
     command.build();
     let mut out = INTRODUCTION.to_owned();
     let _ = writeln!(out, "\n```\n{}\n```", help(&mut command.clone()));
-    for sub in command.get_subcommands_mut() {
+    sections(&command, "sparse", &mut out);
+    out
+}
+
+/// One section per command below `command`, and below those.
+fn sections(command: &clap::Command, path: &str, out: &mut String) {
+    for sub in command.get_subcommands() {
         if sub.is_hide_set() || sub.get_name() == "help" {
             continue;
         }
-        let name = sub.get_name().to_owned();
-        let mut sub = sub.clone().bin_name(format!("sparse {name}"));
-        let _ = writeln!(out, "\n## sparse {name}\n\n```\n{}\n```", help(&mut sub));
+        let path = format!("{path} {}", sub.get_name());
+        let mut sub = sub.clone().bin_name(&path);
+        let _ = writeln!(out, "\n## {path}\n\n```\n{}\n```", help(&mut sub));
+        sections(&sub, &path, out);
     }
-    out
 }
 
 fn help(command: &mut clap::Command) -> String {

@@ -10,6 +10,7 @@
 //! nothing. Memory is bounded whatever the size of the model.
 
 mod artifact;
+mod benchmark;
 mod blobs;
 mod carried;
 mod compress;
@@ -37,6 +38,7 @@ mod tensors;
 mod unmerge;
 mod verify;
 
+pub use benchmark::{Benchmark, BenchmarkReport, Estimate, Measurement};
 pub use compress::{Compress, Mode, StagedDelta};
 pub use diff::{Diff, DiffRow};
 pub use error::DeltaError;

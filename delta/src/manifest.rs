@@ -250,6 +250,14 @@ pub(crate) fn payload_name(number: usize) -> String {
 }
 
 impl DeltaManifest {
+    /// Reads and checks the manifest of an artifact folder, and nothing else of it.
+    ///
+    /// # Errors
+    /// A folder without one, and a manifest that is damaged or of a later version.
+    pub fn read(dir: &Path) -> Result<Self, DeltaError> {
+        crate::artifact::read_manifest(dir)
+    }
+
     /// The manifest as stored: JSON with one space of indentation, sealed. Sets `artifact_bytes` and `compression_ratio` so
     /// that they count the manifest itself.
     pub(crate) fn sealed(&mut self, others: u64) -> Result<Vec<u8>, DeltaError> {

@@ -4,6 +4,8 @@
 use std::error::Error;
 
 use datafusion::error::DataFusionError;
+use sparse_cache::CacheError;
+use sparse_catalog::CatalogError;
 use sparse_codec::CodecError;
 use sparse_dataset::DatasetError;
 use sparse_delta::DeltaError;
@@ -51,6 +53,24 @@ pub(crate) fn store(error: StoreError) -> DataFusionError {
     delta(DeltaError::Store(error))
 }
 
+/// A catalog's error as DataFusion's.
+pub(crate) fn catalog(error: CatalogError) -> DataFusionError {
+    match error {
+        CatalogError::Store(error) => store(error),
+        CatalogError::Internal { message } => DataFusionError::Internal(message),
+        error => DataFusionError::External(Box::new(error)),
+    }
+}
+
+/// The cache's error as DataFusion's.
+pub(crate) fn cache(error: CacheError) -> DataFusionError {
+    match error {
+        CacheError::Delta(error) => delta(error),
+        CacheError::Internal { message } => DataFusionError::Internal(message),
+        error => DataFusionError::External(Box::new(error)),
+    }
+}
+
 /// The operation's error inside DataFusion's, if there is one.
 pub fn operation_error(error: &DataFusionError) -> Option<&DeltaError> {
     find(error)
@@ -70,6 +90,12 @@ pub fn exit_code(error: &DataFusionError) -> u8 {
     }
     if find::<CodecError>(error).is_some() {
         return 5;
+    }
+    if let Some(error) = find::<CatalogError>(error) {
+        return error.exit_code();
+    }
+    if let Some(error) = find::<CacheError>(error) {
+        return error.exit_code();
     }
     match error.find_root() {
         DataFusionError::Plan(_)
@@ -94,6 +120,12 @@ pub fn message(error: &DataFusionError) -> String {
         return error.to_string();
     }
     if let Some(error) = find::<InferenceError>(error) {
+        return error.to_string();
+    }
+    if let Some(error) = find::<CatalogError>(error) {
+        return error.to_string();
+    }
+    if let Some(error) = find::<CacheError>(error) {
         return error.to_string();
     }
     error.strip_backtrace()

@@ -9,6 +9,7 @@
 mod adapters;
 mod approximations;
 mod bounded;
+mod catalog;
 mod cli;
 mod datasets;
 mod dependencies;

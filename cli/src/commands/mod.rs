@@ -1,5 +1,8 @@
 //! One module per command.
 
+mod bench;
+mod cache;
+mod catalog;
 mod completions;
 mod compress;
 mod compress_adapter;
@@ -46,6 +49,9 @@ pub(crate) async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::DatasetReconstruct(args) => dataset_reconstruct::run(args, &context).await,
         Command::DatasetEstimate(args) => dataset_estimate::run(args, &context).await,
         Command::DatasetDiff(args) => dataset_diff::run(args, &context).await,
+        Command::Bench(args) => bench::run(args, &context).await,
+        Command::Cache(args) => cache::run(args, &context).await,
+        Command::Catalog(args) => catalog::run(&args.command, &context).await,
         Command::Sql(args) => sql::run(args, &context).await,
         Command::Features(_) => features::run(&context),
         Command::Completions(args) => completions::run(args),

@@ -1,6 +1,8 @@
 //! The table functions: one file each, named after it.
 
 mod sparse_adapter_compress;
+mod sparse_benchmark;
+mod sparse_cache;
 mod sparse_compress;
 mod sparse_dataset_compress;
 mod sparse_dataset_diff;
@@ -8,7 +10,11 @@ mod sparse_dataset_estimate;
 mod sparse_dataset_reconstruct;
 mod sparse_diff;
 mod sparse_features;
+mod sparse_find_base;
 mod sparse_info;
+mod sparse_jobs;
+mod sparse_models;
+mod sparse_prefetch;
 mod sparse_reconstruct;
 mod sparse_svd_compress;
 mod sparse_svd_reconstruct;
@@ -21,6 +27,7 @@ mod validation;
 
 use std::sync::Arc;
 
+use ::sparse_cache::DeltaCache;
 use arrow::array::{RecordBatch, new_null_array};
 use datafusion::common::Result;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -34,6 +41,8 @@ use crate::spec::{Column, Parameter, Spec, Type};
 pub fn all() -> Vec<Arc<dyn SparseFunction>> {
     vec![
         Arc::new(sparse_adapter_compress::SparseAdapterCompress),
+        Arc::new(sparse_benchmark::SparseBenchmark),
+        Arc::new(sparse_cache::SparseCache),
         Arc::new(sparse_compress::SparseCompress),
         Arc::new(sparse_dataset_compress::SparseDatasetCompress),
         Arc::new(sparse_dataset_diff::SparseDatasetDiff),
@@ -41,7 +50,11 @@ pub fn all() -> Vec<Arc<dyn SparseFunction>> {
         Arc::new(sparse_dataset_reconstruct::SparseDatasetReconstruct),
         Arc::new(sparse_diff::SparseDiff),
         Arc::new(sparse_features::SparseFeatures),
+        Arc::new(sparse_find_base::SparseFindBase),
         Arc::new(sparse_info::SparseInfo),
+        Arc::new(sparse_jobs::SparseJobs),
+        Arc::new(sparse_models::SparseModels),
+        Arc::new(sparse_prefetch::SparsePrefetch),
         Arc::new(sparse_reconstruct::SparseReconstruct),
         Arc::new(sparse_svd_compress::SparseSvdCompress),
         Arc::new(sparse_svd_reconstruct::SparseSvdReconstruct),
@@ -149,6 +162,15 @@ impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.cancel();
     }
+}
+
+/// The session's cache of rebuilt models.
+fn cache(request: &Request) -> Result<DeltaCache> {
+    let mut cache = DeltaCache::new().open_options(request.config.open_options());
+    if let Some(threads) = threads(request) {
+        cache = cache.threads(threads);
+    }
+    cache.open().map_err(crate::error::cache)
 }
 
 /// The number of threads an operation may use, if it is limited.

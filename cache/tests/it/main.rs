@@ -1,0 +1,11 @@
+//! The cache through its public surface: alone, and with many processes at once.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed step is a failed test"
+)]
+
+mod hammer;
+mod jobs;
+mod one;
+mod support;

@@ -1,0 +1,131 @@
+//! Which of several related models the others descend from.
+//!
+//! Fine-tunes of one base often move the same way, so that a sibling can be nearer than the base they share. Over all relatives
+//! the base is still the centre: the model from which the others, the fine-tune in question among them, are nearest on average.
+
+use crate::distance::{Scaled, gaps};
+use crate::sample::mix;
+
+/// Times the samples are drawn again to see whether the choice stands.
+const DRAWS: u64 = 200;
+
+/// Distances between every two members, sample by sample.
+pub(crate) struct Family {
+    members: usize,
+    chunks: usize,
+    /// (sum of bits, weights compared) of a pair's sample.
+    gaps: Vec<(f64, f64)>,
+}
+
+/// The centre of a family.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Centre {
+    pub(crate) member: usize,
+    /// The share of draws of the samples that give the same one.
+    pub(crate) confidence: f64,
+}
+
+impl Family {
+    pub(crate) fn new(members: &[&Scaled]) -> Self {
+        let chunks = members.first().map_or(0, |member| member.len());
+        let mut all = vec![(0.0, 0.0); members.len() * members.len() * chunks];
+        for (a, one) in members.iter().enumerate() {
+            for (b, other) in members.iter().enumerate().skip(a + 1) {
+                for (chunk, gap) in gaps(one, other).into_iter().enumerate() {
+                    #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+                    let count = gap.count as f64;
+                    let value = (gap.bits * count, count);
+                    for at in [a * members.len() + b, b * members.len() + a] {
+                        if let Some(slot) = all.get_mut(at * chunks + chunk) {
+                            *slot = value;
+                        }
+                    }
+                }
+            }
+        }
+        Self {
+            members: members.len(),
+            chunks,
+            gaps: all,
+        }
+    }
+
+    /// The centre among the members that `allowed` names, seen from all members. None if no member is allowed.
+    pub(crate) fn centre(&self, allowed: &[usize]) -> Option<Centre> {
+        let member = self.nearest_to_all(allowed, |_| 1.0)?;
+        let mut same = 0_u32;
+        let mut times = vec![0_u32; self.chunks];
+        for draw in 0..DRAWS {
+            times.iter_mut().for_each(|times| *times = 0);
+            for pick in 0..self.chunks as u64 {
+                let at = mix(draw << 32 | pick) % self.chunks as u64;
+                if let Some(times) = usize::try_from(at).ok().and_then(|at| times.get_mut(at)) {
+                    *times += 1;
+                }
+            }
+            let weight = |chunk: usize| f64::from(times.get(chunk).copied().unwrap_or(0));
+            if self.nearest_to_all(allowed, weight) == Some(member) {
+                same += 1;
+            }
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
+        let confidence = f64::from(same) / DRAWS as f64;
+        Some(Centre { member, confidence })
+    }
+
+    fn nearest_to_all(&self, allowed: &[usize], weight: impl Fn(usize) -> f64) -> Option<usize> {
+        let weights: Vec<f64> = (0..self.chunks).map(weight).collect();
+        let mut best: Option<(f64, usize)> = None;
+        for &candidate in allowed {
+            let mut cost = 0.0;
+            for other in (0..self.members).filter(|other| *other != candidate) {
+                let at = (candidate * self.members + other) * self.chunks;
+                let pair = self.gaps.get(at..at + self.chunks).unwrap_or(&[]);
+                let (bits, count) = pair.iter().zip(&weights).fold((0.0, 0.0), |sum, (gap, w)| {
+                    (sum.0 + gap.0 * w, sum.1 + gap.1 * w)
+                });
+                cost += if count > 0.0 { bits / count } else { 0.0 };
+            }
+            if best.is_none_or(|(least, _)| cost < least) {
+                best = Some((cost, candidate));
+            }
+        }
+        best.map(|(_, member)| member)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(offsets: &[f32]) -> Scaled {
+        offsets
+            .iter()
+            .enumerate()
+            .map(|(chunk, offset)| {
+                let value = |at: u64| (mix(at + chunk as u64 * 999) >> 52) as f32 + offset;
+                Some((0..64).map(value).collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_centre_of_siblings_that_move_alike() {
+        let base = member(&[0.0; 16]);
+        let long = member(&[9.0; 16]);
+        let short = member(&[6.0; 16]);
+        let other = member(&[-30.0; 16]);
+        let third = member(&[-4.0; 16]);
+        let family = Family::new(&[&long, &base, &short, &other, &third]);
+        // The nearest to `long` is `short`; all of them together are nearest to the base.
+        let centre = family.centre(&[1, 2, 3, 4]);
+        assert_eq!(
+            centre,
+            Some(Centre {
+                member: 1,
+                confidence: 1.0
+            })
+        );
+        assert_eq!(family.centre(&[]), None);
+    }
+}
