@@ -59,11 +59,6 @@ impl Options {
         self.values.get(name).map(String::as_str)
     }
 
-    /// The value of a whole number, where it is not one of the option's strings.
-    pub(crate) fn count(&self, name: &str) -> Option<u64> {
-        self.text(name)?.parse().ok()
-    }
-
     /// The value of a flag.
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.text(name) == Some("true")
@@ -336,24 +331,6 @@ fn option_value(spec: &Spec, option: &Parameter, value: ScalarValue) -> Result<O
             Some(text) if choices.contains(&text) => Ok(Some(text.to_owned())),
             _ => ill_typed(spec, option, &value),
         },
-        Kind::Count(others) => match value.try_as_str().flatten() {
-            Some(text) if others.contains(&text) => Ok(Some(text.to_owned())),
-            _ => match whole(&value) {
-                Some(count) => Ok(Some(count.to_string())),
-                None => ill_typed(spec, option, &value),
-            },
-        },
-    }
-}
-
-/// A whole number from 0 on.
-fn whole(value: &ScalarValue) -> Option<u64> {
-    if !value.data_type().is_integer() {
-        return None;
-    }
-    match value.cast_to(&DataType::UInt64) {
-        Ok(ScalarValue::UInt64(count)) => count,
-        _ => None,
     }
 }
 
