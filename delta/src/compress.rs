@@ -543,7 +543,7 @@ impl Job {
             self.effort,
             match self.delta_type() {
                 DeltaType::Adapter => Some("an adapter"),
-                DeltaType::Model => adapter.as_deref(),
+                DeltaType::Model | DeltaType::Int8 => adapter.as_deref(),
             },
             self.mode,
         ))
