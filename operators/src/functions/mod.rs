@@ -129,25 +129,6 @@ fn once(
     stream::once(future).boxed()
 }
 
-/// The row that tells of a row of work that failed: its inputs, `path` for the output, status and message.
-fn failed_row(spec: &Spec, inputs: &Inputs, message: &str) -> Result<RecordBatch> {
-    let input = |name: &str| {
-        let at = spec.inputs.iter().position(|input| input.name == name)?;
-        inputs.get(at).cloned().flatten()
-    };
-    let known = |name: &str| match name {
-        "path" => input("output"),
-        "status" => Some("failed".to_owned()),
-        "message" => Some(message.to_owned()),
-        name => input(name),
-    };
-    let column = |column: &Column| match column.ty {
-        Type::Text => columns::texts(vec![known(column.name)]),
-        ty => new_null_array(&ty.data_type(), 1),
-    };
-    columns::batch(spec.schema(), spec.columns.iter().map(column).collect(), 1)
-}
-
 /// Cancels an operation when the future that awaits it is dropped.
 struct CancelOnDrop(CancelToken);
 
