@@ -225,7 +225,9 @@ impl Row {
                     * f64::from_bits((u64::from(*e >> class_bits) + 511) << 52)
             })
             .sum();
-        let mean = scales::quantise(mean * weight / words as f64);
+        // Where few words changed, those that did say how large updates are.
+        let among = if rare && *by_mean { changes } else { words };
+        let mean = scales::quantise(mean * weight / among.max(1) as f64);
         self.mean = mean.saturating_add(512 * 4);
         let step = all.len().div_ceil(CHANGES).max(1);
         self.weight = rounded(step as f64 * weight).max(1);
@@ -392,7 +394,8 @@ pub(crate) struct Glance {
     /// Words, and how many of them changed.
     words: usize,
     pub(crate) changed: usize,
-    /// The mean update, in the ulp of exponent [`passes::BIAS`].
+    /// The mean update, in the ulp of exponent [`passes::BIAS`]; in a row of few changes that of the changed words, which are
+    /// those that the update was not rounded away from.
     mean: f64,
 }
 
@@ -407,18 +410,22 @@ impl Glance {
     ) -> Self {
         let words = target.len().min(prediction.len()) / W;
         let (changed, sum) = passes::measure::<W>(target, prediction, exponent, mantissa, float);
+        let among = if is_rare(changed, words) { changed } else { words };
         Self {
             words,
             changed,
-            mean: f64::from(sum) / words.max(1) as f64,
+            mean: f64::from(sum) / among.max(1) as f64,
         }
     }
 }
 
 /// Changes that what rows before had weighs as much as, in a row of few changes.
-const PRIOR: f64 = 24.0;
+const PRIOR: f64 = 12.0;
 /// How fast that follows the rows.
-const FOLLOW: f64 = 0.1;
+const FOLLOW: f64 = 0.05;
+/// Words to a changed one that the scale of such a row matters to.
+const MATTERS: usize = 24;
+
 
 /// The scales of rows, from their means alone: a row of few changes says little of its scale, and is like those before.
 pub(crate) fn settle(glances: &[Glance], scales: &mut Vec<i16>) {
@@ -434,7 +441,7 @@ pub(crate) fn settle(glances: &[Glance], scales: &mut Vec<i16>) {
             let n = glance.changed as f64;
             let mean = (n * glance.mean + PRIOR * prior) / (n + PRIOR);
             prior += FOLLOW * (glance.mean - prior);
-            settled(scale_of(mean), 4 * glance.changed, &model)
+            settled(scale_of(mean), MATTERS * glance.changed, &model)
         } else {
             settled(scale_of(glance.mean), glance.words, &model)
         };
