@@ -20,6 +20,7 @@ use std::arch::x86_64::{
     _mm256_srai_epi16, _mm256_srai_epi32, _mm256_srl_epi16, _mm256_srl_epi32, _mm256_srli_epi32,
     _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_epi32, _mm256_subs_epu8, _mm256_xor_si256,
 };
+use std::sync::LazyLock;
 
 use crate::{
     bits::BitReader,
@@ -30,12 +31,15 @@ use crate::{
     tables::TableSet,
 };
 
-/// Whether this CPU has what the functions here need.
+/// Whether this CPU has what the functions here need; asked once.
 #[inline]
 pub(crate) fn available() -> bool {
-    std::arch::is_x86_feature_detected!("avx2")
-        && std::arch::is_x86_feature_detected!("popcnt")
-        && std::arch::is_x86_feature_detected!("bmi1")
+    static HAS: LazyLock<bool> = LazyLock::new(|| {
+        std::arch::is_x86_feature_detected!("avx2")
+            && std::arch::is_x86_feature_detected!("popcnt")
+            && std::arch::is_x86_feature_detected!("bmi1")
+    });
+    *HAS
 }
 
 /// By eight bits: where each set bit is, then zeros.

@@ -92,10 +92,7 @@ pub(crate) struct Window {
 
 impl Window {
     pub(crate) fn new(scale: i32, first: i32, map: &[u8; CONTEXTS]) -> Self {
-        let low = scale
-            .saturating_sub(first)
-            .saturating_sub(55)
-            .div_euclid(STEPS);
+        let low = Self::low(scale, first);
         let mut entries = [0u8; EXPONENTS];
         let mut exponent = low;
         for entry in &mut entries {
@@ -103,6 +100,14 @@ impl Window {
             exponent = exponent.saturating_add(1);
         }
         Self { low, entries }
+    }
+
+    /// The lowest exponent that is told apart.
+    pub(crate) fn low(scale: i32, first: i32) -> i32 {
+        scale
+            .saturating_sub(first)
+            .saturating_sub(55)
+            .div_euclid(STEPS)
     }
 
     /// The entry of an exponent.

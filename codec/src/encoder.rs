@@ -230,28 +230,19 @@ impl<'a> Analysis<'a> {
                 let mut histogram = counted.then(|| Histogram::new(self.layers()));
                 let mut scales = Vec::with_capacity(group.min(rows));
                 let mut changed = 0;
-                for number in g * group..rows.min((g + 1) * group) {
-                    let glance = if glanced {
-                        Some(self.glance(number)?)
-                    } else {
-                        None
-                    };
-                    let scale = match glance {
-                        Some(Glance::Same) => UNCHANGED,
-                        Some(Glance::Dense(count, mean)) => {
-                            changed += count;
-                            rows::settled(mean, self.geometry.row, &model)
-                        }
-                        Some(Glance::Rare) | None => {
-                            self.fill(number, &mut row, &mut counter)?;
-                            changed += row.changed;
-                            if effort == Effort::Fast {
-                                row.mean
-                            } else {
-                                row.choose(lengths, &model)
-                            }
-                        }
-                    };
+                let numbers = g * group..rows.min((g + 1) * group);
+                if glanced {
+                    let glances = numbers
+                        .clone()
+                        .map(|number| self.glance(number))
+                        .collect::<Result<Vec<_>, CodecError>>()?;
+                    changed = glances.iter().map(|g| g.changed).sum();
+                    rows::settle(&glances, &mut scales);
+                }
+                for number in numbers.skip(scales.len()) {
+                    self.fill(number, &mut row, &mut counter)?;
+                    changed += row.changed;
+                    let scale = row.choose(lengths, &model);
                     let _infallible = model.code(&mut coder, scale);
                     if let Some(histogram) = &mut histogram {
                         row.count(scale, 1, histogram);
@@ -295,9 +286,9 @@ impl<'a> Analysis<'a> {
         let exponent = Exponent::of(self.target.dtype);
         let (float, mantissa) = self.numbers();
         Ok(if g.width == 2 {
-            rows::glance::<2>(target, &prediction, exponent, mantissa, float)
+            Glance::at::<2>(target, &prediction, exponent, mantissa, float)
         } else {
-            rows::glance::<4>(target, &prediction, exponent, mantissa, float)
+            Glance::at::<4>(target, &prediction, exponent, mantissa, float)
         })
     }
 

@@ -177,8 +177,15 @@ pub(crate) fn fill<const W: usize>(
 ) {
     #[cfg(target_arch = "x86_64")]
     let done = if (W == 2 || W == 4) && crate::avx2::available() {
+        let done = if W == 2 && crate::avx512::available() {
+            // SAFETY: the CPU has AVX-512.
+            unsafe { crate::avx512::fill(exponent, window, prediction, tables) }
+        } else {
+            0
+        };
+        let (prediction, tables) = (&prediction[done * W..], &mut tables[done..]);
         // SAFETY: the CPU has AVX2.
-        unsafe { crate::avx2::fill::<W>(exponent, window, prediction, tables) }
+        done + unsafe { crate::avx2::fill::<W>(exponent, window, prediction, tables) }
     } else {
         0
     };
@@ -371,7 +378,15 @@ fn select_portably(tokens: &[u8], masks: &[u32], coded: &mut Vec<u8>) {
     }
 }
 
+/// Words whose places fit three bytes.
+#[cfg(target_arch = "x86_64")]
+const SHORT: usize = 1 << 23;
+
 /// Makes words from predictions, tokens of the coded words (with at least [`GROUP`] bytes behind them) and raw bits.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the arguments of the pass, and a buffer"
+)]
 pub(crate) fn rebuild<const W: usize>(
     prediction: &[u8],
     masks: &[u32],
@@ -380,7 +395,33 @@ pub(crate) fn rebuild<const W: usize>(
     float: bool,
     spread: &Spread,
     out: &mut [u8],
+    wide: &mut Vec<u32>,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if (W == 2 || W == 4) && prediction.len() <= SHORT * W && crate::avx512::available() {
+        wide.clear();
+        let direct = spread.direct;
+        // SAFETY: the CPU has AVX-512.
+        let (groups, next) = unsafe {
+            crate::avx512::rebuild::<W>(prediction, masks, tokens, float, direct, out, wide)
+        };
+        // One word after another, without a branch between those that have raw bits and those that have none.
+        for both in &*wide {
+            let (i, token) = ((both >> 8) as usize, both.to_le_bytes()[0]);
+            let p = load::<W>(prediction, i);
+            store::<W>(out, i, moved::<W>(p, spread.value(token, raw), float));
+        }
+        return rebuild_from::<W>(
+            prediction,
+            masks,
+            &tokens[next..],
+            raw,
+            float,
+            spread,
+            out,
+            groups,
+        );
+    }
     #[cfg(target_arch = "x86_64")]
     let (groups, next) = if (W == 2 || W == 4) && crate::avx2::available() {
         // SAFETY: the CPU has AVX2, POPCNT and BMI1.
@@ -472,7 +513,10 @@ mod tests {
         let (mut out, mut out2) = (vec![0; bytes.len()], vec![0; bytes.len()]);
         let (mut raw, mut raw2) = (BitReader::new(noise), BitReader::new(noise));
         let spread = Spread::new::<W>();
-        rebuild::<W>(bytes, masks, &tokens, &mut raw, float, &spread, &mut out);
+        let wide = &mut Vec::new();
+        rebuild::<W>(
+            bytes, masks, &tokens, &mut raw, float, &spread, &mut out, wide,
+        );
         rebuild_from::<W>(
             bytes, masks, &tokens, &mut raw2, float, &spread, &mut out2, 0,
         );

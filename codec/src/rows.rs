@@ -225,7 +225,9 @@ impl Row {
                     * f64::from_bits((u64::from(*e >> class_bits) + 511) << 52)
             })
             .sum();
-        let mean = scales::quantise(mean * weight / words as f64);
+        // Where few words changed, those that did say how large updates are.
+        let among = if rare && *by_mean { changes } else { words };
+        let mean = scales::quantise(mean * weight / among.max(1) as f64);
         self.mean = mean.saturating_add(512 * 4);
         let step = all.len().div_ceil(CHANGES).max(1);
         self.weight = rounded(step as f64 * weight).max(1);
@@ -371,7 +373,7 @@ fn is_rare(changed: usize, words: usize) -> bool {
 }
 
 /// The scale of a row of many changes: that of the mean update, or the row's before where that costs less.
-pub(crate) fn settled(mean: i16, words: usize, model: &Model) -> i16 {
+fn settled(mean: i16, words: usize, model: &Model) -> i16 {
     let scale = i32::from(mean);
     let Some(last) = model.last() else {
         return mean;
@@ -387,33 +389,69 @@ pub(crate) fn settled(mean: i16, words: usize, model: &Model) -> i16 {
 }
 
 /// What one look at a row says.
-pub(crate) enum Glance {
-    /// Nothing changed.
-    Same,
-    /// Few words changed: the row's scale is to be searched.
-    Rare,
-    /// Many changed, so many; the scale by the mean update.
-    Dense(usize, i16),
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Glance {
+    /// Words, and how many of them changed.
+    words: usize,
+    pub(crate) changed: usize,
+    /// The mean update, in the ulp of exponent [`passes::BIAS`]; in a row of few changes that of the changed words, which are
+    /// those that the update was not rounded away from.
+    mean: f64,
 }
 
-/// Looks at a row of words of two or four bytes.
-pub(crate) fn glance<const W: usize>(
-    target: &[u8],
-    prediction: &[u8],
-    exponent: Exponent,
-    mantissa: u32,
-    float: bool,
-) -> Glance {
-    let words = target.len().min(prediction.len()) / W;
-    let (changed, sum) = passes::measure::<W>(target, prediction, exponent, mantissa, float);
-    if changed == 0 {
-        return Glance::Same;
+impl Glance {
+    /// Looks at a row of words of two or four bytes.
+    pub(crate) fn at<const W: usize>(
+        target: &[u8],
+        prediction: &[u8],
+        exponent: Exponent,
+        mantissa: u32,
+        float: bool,
+    ) -> Self {
+        let words = target.len().min(prediction.len()) / W;
+        let (changed, sum) = passes::measure::<W>(target, prediction, exponent, mantissa, float);
+        let among = if is_rare(changed, words) { changed } else { words };
+        Self {
+            words,
+            changed,
+            mean: f64::from(sum) / among.max(1) as f64,
+        }
     }
-    if is_rare(changed, words) {
-        return Glance::Rare;
+}
+
+/// Changes that what rows before had weighs as much as, in a row of few changes.
+const PRIOR: f64 = 12.0;
+/// How fast that follows the rows.
+const FOLLOW: f64 = 0.05;
+/// Words to a changed one that the scale of such a row matters to.
+const MATTERS: usize = 24;
+
+
+/// The scales of rows, from their means alone: a row of few changes says little of its scale, and is like those before.
+pub(crate) fn settle(glances: &[Glance], scales: &mut Vec<i16>) {
+    let changed = glances.iter().filter(|g| g.changed > 0);
+    let rows = changed.clone().count().max(1);
+    let mut prior = changed.map(|g| g.mean).sum::<f64>() / rows as f64;
+    let mut model = Model::new();
+    let mut coder = crate::rc::Encoder::new();
+    for glance in glances {
+        let scale = if glance.changed == 0 {
+            UNCHANGED
+        } else if is_rare(glance.changed, glance.words) {
+            let n = glance.changed as f64;
+            let mean = (n * glance.mean + PRIOR * prior) / (n + PRIOR);
+            prior += FOLLOW * (glance.mean - prior);
+            settled(scale_of(mean), MATTERS * glance.changed, &model)
+        } else {
+            settled(scale_of(glance.mean), glance.words, &model)
+        };
+        let _infallible = model.code(&mut coder, scale);
+        scales.push(scale);
     }
-    let mean = scales::quantise(f64::from(sum) / words as f64);
-    Glance::Dense(changed, mean.saturating_add(passes::BIAS * 4))
+}
+
+fn scale_of(mean: f64) -> i16 {
+    scales::quantise(mean).saturating_add(passes::BIAS * 4)
 }
 
 #[expect(

@@ -10,7 +10,7 @@ use crate::{
     bits::{BitReader, BitWriter, put_varint, take_byte, take_bytes, take_size},
     context::{Exponent, Window},
     error::{CodecError, corrupt},
-    lowrank::{BELOW, CLASSES, Class},
+    lowrank::{BELOW, Class},
     options::Scratch,
     passes::{self, GROUP, Spread},
     patches,
@@ -38,10 +38,36 @@ pub(crate) struct Plan<'a> {
     pub(crate) scales: &'a [i16],
 }
 
-/// The maps of exponents to tables in rows of one scale: one, or one for each class of a low-rank prediction.
+/// The maps of exponents to tables in rows of any scale: four to the octave repeat, a step further. One for each layer of classes
+/// of a low-rank prediction, or one.
 struct Windows {
-    scale: i16,
-    layers: Vec<Window>,
+    first: i32,
+    /// By the scale's place in its octave.
+    layers: [Vec<Window>; 4],
+}
+
+impl Windows {
+    fn new(set: &TableSet) -> Self {
+        let layers = [0, 1, 2, 3].map(|step| {
+            let window = |map| Window::new(set.first().saturating_add(step), set.first(), map);
+            set.maps().iter().map(window).collect()
+        });
+        Self {
+            first: set.first(),
+            layers,
+        }
+    }
+
+    /// Makes the windows those of a scale.
+    fn of(&mut self, scale: i16) -> &[Window] {
+        let steps = i32::from(scale).saturating_sub(self.first);
+        let layers = &mut self.layers[usize::try_from(steps & 3).unwrap_or(0) & 3];
+        let low = Window::low(i32::from(scale), self.first);
+        for window in &mut *layers {
+            window.low = low;
+        }
+        layers
+    }
 }
 
 impl Plan<'_> {
@@ -74,23 +100,15 @@ impl Plan<'_> {
     ) {
         dense.resize(CHUNK, 0);
         let mut filled = 0;
-        let mut windows = Windows {
-            scale: UNCHANGED,
-            layers: Vec::with_capacity(CLASSES),
-        };
+        let mut windows = Windows::new(self.set);
         for (range, scale) in self.rows(words) {
-            if scale != UNCHANGED && scale != windows.scale {
-                let window = |map| Window::new(i32::from(scale), self.set.first(), map);
-                windows.layers.clear();
-                windows.layers.extend(self.set.maps().iter().map(window));
-                windows.scale = scale;
-            }
+            let layers = windows.of(scale);
             let mut at = range.start;
             while at < range.end {
                 let n = (range.end - at).min(CHUNK - filled);
                 let chunk = &mut dense[filled..filled + n];
                 let bytes = at * W..(at + n) * W;
-                match &windows.layers[..] {
+                match layers {
                     _ if scale == UNCHANGED => chunk.fill(COLD),
                     [window] => {
                         passes::fill::<W>(self.exponent, window, &prediction[bytes], chunk);
@@ -397,6 +415,7 @@ pub(crate) fn decode<const W: usize>(
                 masks,
                 dense,
                 sides,
+                sizes,
                 ..
             } = scratch;
             tables.clear();
@@ -422,7 +441,9 @@ pub(crate) fn decode<const W: usize>(
             let mut raw = BitReader::new(parts.raw);
             let tokens = &tokens[..coded + GROUP];
             let spread = Spread::of::<W>();
-            passes::rebuild::<W>(prediction, masks, tokens, &mut raw, plan.float, spread, out);
+            passes::rebuild::<W>(
+                prediction, masks, tokens, &mut raw, plan.float, spread, out, sizes,
+            );
             if !raw.is_spent() {
                 return Err(corrupt("the raw bits do not end where they should"));
             }
