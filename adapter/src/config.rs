@@ -64,7 +64,12 @@ where
     use serde::de::Error as _;
     let map = Option::<Map<String, Value>>::deserialize(deserializer)?.unwrap_or_default();
     map.into_iter()
-        .map(|(key, value)| Ok((key, serde_json::from_value(value).map_err(D::Error::custom)?)))
+        .map(|(key, value)| {
+            Ok((
+                key,
+                serde_json::from_value(value).map_err(D::Error::custom)?,
+            ))
+        })
         .collect()
 }
 
@@ -81,7 +86,9 @@ impl AdapterConfig {
     #[must_use]
     pub fn beyond_merging(&self) -> Option<String> {
         if self.use_dora {
-            return Some("it is a DoRA adapter, which rescales whole rows of the weights".to_owned());
+            return Some(
+                "it is a DoRA adapter, which rescales whole rows of the weights".to_owned(),
+            );
         }
         let is_set = |value: &Value| match value {
             Value::Null | Value::Bool(false) => false,
@@ -89,11 +96,19 @@ impl AdapterConfig {
             Value::Object(all) => !all.is_empty(),
             _ => true,
         };
-        if let Some(field) = BEYOND.iter().find(|f| self.others.get(**f).is_some_and(is_set)) {
+        if let Some(field) = BEYOND
+            .iter()
+            .find(|f| self.others.get(**f).is_some_and(is_set))
+        {
             return Some(format!("its configuration sets {field}"));
         }
-        let init = self.others.get("init_lora_weights").and_then(Value::as_str)?;
-        let changed = CHANGED_BASES.iter().any(|name| init.to_lowercase().starts_with(name));
+        let init = self
+            .others
+            .get("init_lora_weights")
+            .and_then(Value::as_str)?;
+        let changed = CHANGED_BASES
+            .iter()
+            .any(|name| init.to_lowercase().starts_with(name));
         changed.then(|| {
             format!("its initialisation ({init}) changed the base's weights, so it does not belong to the base as published")
         })
@@ -133,10 +148,7 @@ fn narrow(x: f64) -> f32 {
 }
 
 /// The first pattern that matches the end of a module's name, as PEFT's `get_pattern_key` does.
-fn matching<'a, T>(
-    patterns: &'a [(String, T)],
-    module: &str,
-) -> Result<Option<&'a T>, String> {
+fn matching<'a, T>(patterns: &'a [(String, T)], module: &str) -> Result<Option<&'a T>, String> {
     for (pattern, value) in patterns {
         let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
             .map_err(|error| format!("the pattern {pattern:?} cannot be read: {error}"))?;

@@ -220,7 +220,10 @@ impl PeftAdapter {
     }
 
     /// The two factors of a module, A first.
-    fn stored(&self, module: &Module) -> Result<(TensorHandle<'_>, TensorHandle<'_>), AdapterError> {
+    fn stored(
+        &self,
+        module: &Module,
+    ) -> Result<(TensorHandle<'_>, TensorHandle<'_>), AdapterError> {
         let factor = |key: &str| {
             self.model
                 .tensor(&format!("{PREFIX}{}{key}", module.name))

@@ -41,16 +41,16 @@ pub use diff::{Diff, DiffRow};
 pub use error::DeltaError;
 pub use info::Info;
 pub use manifest::{
-    Blob, CarriedEntry, DeltaManifest, DeltaType, FORMAT_VERSION, FileEntry, Fingerprints, IndexEntry,
-    PayloadEntry,
+    Blob, CarriedEntry, DeltaManifest, DeltaType, FORMAT_VERSION, FileEntry, Fingerprints,
+    IndexEntry, PayloadEntry,
 };
 pub use merge::MergeRule;
 pub use paths::delta_store_dir;
 pub use progress::{CancelToken, Progress};
 pub use reconstruct::{Reconstruct, StagedModel};
 pub use report::{
-    ArtifactContent, ArtifactInfo, Check, CompressMetrics, CompressOutcome, FileReport, ReconstructMetrics,
-    ReconstructOutcome, Status, TensorReport,
+    ArtifactContent, ArtifactInfo, Check, CompressMetrics, CompressOutcome, FileReport,
+    ReconstructMetrics, ReconstructOutcome, Status, TensorReport,
 };
 pub use sparse_svd::Precision;
 pub use svd::{

@@ -378,11 +378,7 @@ impl<'a> Merging<'a> {
     }
 
     /// A saved tensor in the dtype of the base's, as loading it gives it.
-    fn replacement(
-        &self,
-        step: &Step<'_>,
-        saved: TensorHandle<'_>,
-    ) -> Result<Vec<u8>, DeltaError> {
+    fn replacement(&self, step: &Step<'_>, saved: TensorHandle<'_>) -> Result<Vec<u8>, DeltaError> {
         let dtypes: Option<(DType, DType)> = saved.dtype().zip(step.base.dtype());
         let (from, to) = dtypes.ok_or_else(|| {
             unusable(

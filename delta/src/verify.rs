@@ -109,11 +109,7 @@ fn verify(
     let manifest = &artifact.manifest;
     let index = &manifest.index;
     let mut checks = vec![
-        Check::new(
-            MANIFEST,
-            "manifest",
-            Ok(format!("seal {}", manifest.seal)),
-        ),
+        Check::new(MANIFEST, "manifest", Ok(format!("seal {}", manifest.seal))),
         Check::new(
             INDEX,
             "index",

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use safetensors::SafeTensors;
 use sparse_delta::{
-    CancelToken, DeltaError, Kept, Precision, Profile, Status, SvdCompress, SvdDeltaManifest, SvdOutcome,
-    SvdRank, SvdReconstruct, SvdReconstructOutcome,
+    CancelToken, DeltaError, Kept, Precision, Profile, Status, SvdCompress, SvdDeltaManifest,
+    SvdOutcome, SvdRank, SvdReconstruct, SvdReconstructOutcome,
 };
 
 fn example(name: &str) -> String {
@@ -296,22 +296,25 @@ fn a_stopped_run_is_taken_up() {
     work.compress(sft(&work, "whole")).unwrap();
     let cancel = CancelToken::default();
     let from_progress = cancel.clone();
-    let stopped = work.compress(
-        sft(&work, "a")
-            .threads(1)
-            .cancel(cancel)
-            .progress(Arc::new(move |message: &str, share| {
-                if message.contains("decomposing") && share > 0.5 {
-                    from_progress.cancel();
-                }
-            })),
-    );
+    let stopped = work.compress(sft(&work, "a").threads(1).cancel(cancel).progress(Arc::new(
+        move |message: &str, share| {
+            if message.contains("decomposing") && share > 0.5 {
+                from_progress.cancel();
+            }
+        },
+    )));
     assert!(matches!(stopped, Err(DeltaError::Cancelled)));
     assert!(!work.path("a").exists());
     let kept = || {
         let runs = std::fs::read_dir(work.path("cache/svd")).ok()?;
         let run = runs.flatten().next()?.path();
-        Some(std::fs::read_dir(run).ok()?.flatten().map(|e| e.path()).collect::<Vec<_>>())
+        Some(
+            std::fs::read_dir(run)
+                .ok()?
+                .flatten()
+                .map(|e| e.path())
+                .collect::<Vec<_>>(),
+        )
     };
     let finished = kept().unwrap();
     assert!(finished.len() > 5, "{finished:?}");

@@ -203,6 +203,23 @@ impl Call {
     }
 }
 
+impl fmt::Display for Call {
+    /// What tells it from other calls of the function.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.work {
+            Work::Row(row) => {
+                let given: Vec<&str> = row.iter().map(|v| v.as_deref().unwrap_or("NULL")).collect();
+                write!(f, "{}", given.join(", "))?;
+            }
+            Work::Query(plan) => write!(f, "{}", plan.display_indent())?,
+        }
+        match self.options.to_string() {
+            options if options.is_empty() => Ok(()),
+            options => write!(f, ", {options}"),
+        }
+    }
+}
+
 fn input_names(spec: &Spec) -> String {
     spec.inputs
         .iter()
@@ -527,10 +544,18 @@ mod tests {
         for (name, value, needle) in [
             ("energy", ScalarValue::from("much"), "a number"),
             ("energy", ScalarValue::Float64(Some(f64::NAN)), "a number"),
-            ("top", ScalarValue::Int64(Some(-1)), "a whole number or 'all'"),
+            (
+                "top",
+                ScalarValue::Int64(Some(-1)),
+                "a whole number or 'all'",
+            ),
             ("top", ScalarValue::Float64(Some(1.5)), "a whole number"),
             ("top", ScalarValue::from("most"), "'all'"),
-            ("tops", ScalarValue::Int64(Some(1)), "a list of whole numbers"),
+            (
+                "tops",
+                ScalarValue::Int64(Some(1)),
+                "a list of whole numbers",
+            ),
         ] {
             let error = options(name, value).unwrap_err().strip_backtrace();
             assert!(error.contains(needle) && error.contains(name), "{error}");

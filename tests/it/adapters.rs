@@ -182,12 +182,22 @@ fn a_packed_adapter_comes_back_or_is_merged() {
     run_ok(work.path(), &["verify", &packed, "--base", &base]);
 
     let again = work.path().join("again");
-    run_ok(work.path(), &["reconstruct", &base, &packed, "-o", &text(&again)]);
+    run_ok(
+        work.path(),
+        &["reconstruct", &base, &packed, "-o", &text(&again)],
+    );
     assert_same(lora.as_ref(), &again);
 
     // Merged, it is what PEFT made of it, tensor for tensor; the other files are the base's.
     let merged = work.path().join("merged");
-    let merge = ["reconstruct", &base, &packed, "-o", &text(&merged), "--merge"];
+    let merge = [
+        "reconstruct",
+        &base,
+        &packed,
+        "-o",
+        &text(&merged),
+        "--merge",
+    ];
     assert_eq!(run_json(work.path(), &merge)["status"], "created");
     let expected = Path::new(&example("lora-merged")).join(WEIGHTS);
     assert!(tensors(&merged.join(WEIGHTS)) == tensors(&expected));
@@ -205,12 +215,23 @@ fn a_packed_adapter_comes_back_or_is_merged() {
     assert!(tensors(&merged.join(WEIGHTS)) != tensors(&expected));
     let dry = run_json(
         work.path(),
-        &["reconstruct", &base, &packed, "--merge", "default", "--dry-run"],
+        &[
+            "reconstruct",
+            &base,
+            &packed,
+            "--merge",
+            "default",
+            "--dry-run",
+        ],
     );
     assert_eq!(dry["status"], "dry_run");
     // Nothing is left of the adapter that was rebuilt on the way.
     let scratch = work.path().join("cache/adapters");
-    assert!(!scratch.exists() || names(&scratch).is_empty(), "{:?}", names(&scratch));
+    assert!(
+        !scratch.exists() || names(&scratch).is_empty(),
+        "{:?}",
+        names(&scratch)
+    );
     run_fails(
         work.path(),
         &["reconstruct", &example("sft"), &packed, "--merge"],
@@ -233,13 +254,27 @@ fn merges_are_those_of_peft() {
         let folder = cases.join(case);
         let (base, adapter) = (text(&folder.join("base")), text(&folder.join("adapter")));
         let packed = text(&folder.join("packed"));
-        run_ok(work.path(), &["compress-adapter", &base, &adapter, "-o", &packed]);
+        run_ok(
+            work.path(),
+            &["compress-adapter", &base, &adapter, "-o", &packed],
+        );
         let again = folder.join("again");
-        run_ok(work.path(), &["reconstruct", &base, &packed, "-o", &text(&again)]);
+        run_ok(
+            work.path(),
+            &["reconstruct", &base, &packed, "-o", &text(&again)],
+        );
         assert_same(adapter.as_ref(), &again);
         for rule in ["default", "safe"] {
             let out = folder.join(format!("merged-{rule}"));
-            let merge = ["reconstruct", &base, &packed, "-o", &text(&out), "--merge", rule];
+            let merge = [
+                "reconstruct",
+                &base,
+                &packed,
+                "-o",
+                &text(&out),
+                "--merge",
+                rule,
+            ];
             let output = run(work.path(), &merge);
             if !output.status.success() {
                 let message = stderr(&output);
@@ -289,19 +324,38 @@ fn adapters_of_other_models_are_refused() {
     };
     for (bytes, needle) in [
         // A module that the base does not have, a factor without the other, a key of another kind.
-        (renamed("layers.0.mlp.down_proj.lora_A", "layers.0.mlp.gown_proj.lora_A"), "counterpart"),
-        (renamed("base_model.model.", "case_model.model."), "does not begin with"),
-        (good_weights[..good_weights.len() - 4].to_vec(), "adapter_model"),
+        (
+            renamed(
+                "layers.0.mlp.down_proj.lora_A",
+                "layers.0.mlp.gown_proj.lora_A",
+            ),
+            "counterpart",
+        ),
+        (
+            renamed("base_model.model.", "case_model.model."),
+            "does not begin with",
+        ),
+        (
+            good_weights[..good_weights.len() - 4].to_vec(),
+            "adapter_model",
+        ),
     ] {
         std::fs::write(&weights, bytes).unwrap();
         let output = run(work.path(), &pack);
         assert!(!output.status.success(), "{needle}");
-        assert!(stderr(&output).contains(needle), "{needle}: {}", stderr(&output));
+        assert!(
+            stderr(&output).contains(needle),
+            "{needle}: {}",
+            stderr(&output)
+        );
         assert_clear(&stderr(&output));
     }
     std::fs::write(&weights, &good_weights).unwrap();
     for (bad, needle) in [
-        (good_config.replace("\"r\": ", "\"r\": 1"), "adapter_config.json says"),
+        (
+            good_config.replace("\"r\": ", "\"r\": 1"),
+            "adapter_config.json says",
+        ),
         (good_config.replace("LORA", "LOHA"), "LOHA"),
         ("{".to_owned(), "cannot be read"),
     ] {

@@ -45,7 +45,12 @@ fn an_approximation_is_made_and_rebuilt() {
     }
     assert_eq!(
         names(&svd),
-        ["adapter-r16", "adapter-r4", "manifest.json", "payload-00000.bin"]
+        [
+            "adapter-r16",
+            "adapter-r4",
+            "manifest.json",
+            "payload-00000.bin"
+        ]
     );
     // Every byte is counted.
     let stored: u64 = files(&svd).values().map(|bytes| bytes.len() as u64).sum();
@@ -55,19 +60,36 @@ fn an_approximation_is_made_and_rebuilt() {
     assert_eq!(run_json(work.path(), &make)["status"], "exists");
     run_fails(
         work.path(),
-        &["svd-compress", &base, &sft, "-o", &text(&svd), "--rank", "8"],
+        &[
+            "svd-compress",
+            &base,
+            &sft,
+            "-o",
+            &text(&svd),
+            "--rank",
+            "8",
+        ],
         2,
         &["holds the approximation", "rank 8"],
     );
 
     let shown = run_ok(work.path(), &["info", &text(&svd)]);
-    assert!(shown.contains("svd_delta") && shown.contains("rank 4:"), "{shown}");
+    assert!(
+        shown.contains("svd_delta") && shown.contains("rank 4:"),
+        "{shown}"
+    );
     let said = run_ok(work.path(), &["verify", &text(&svd), "--base", &base]);
-    assert!(said.contains("at rank 4") && said.contains("at rank 16"), "{said}");
+    assert!(
+        said.contains("at rank 4") && said.contains("at rank 16"),
+        "{said}"
+    );
 
     let rebuild = ["svd-reconstruct", &base, &text(&svd), "-o", &text(&model)];
     let report = run_json(work.path(), &rebuild);
-    assert_eq!((&report["status"], &report["rank"]), (&"created".into(), &16.into()));
+    assert_eq!(
+        (&report["status"], &report["rank"]),
+        (&"created".into(), &16.into())
+    );
     assert_eq!(run_json(work.path(), &rebuild)["status"], "exists");
     let other = [&rebuild[..], &["--rank", "4"]].concat();
     run_fails(work.path(), &other, 2, &["rank 4", "overwritten"]);
@@ -100,19 +122,35 @@ fn rules_and_profiles() {
         let fixed = ["svd-compress", &base, &sft, "--dry-run"];
         run_json(work.path(), &[&fixed[..], options].concat())
     };
-    assert_eq!(make(&["--rank", "auto"])["manifest"]["rule"], "auto, at most 256");
+    assert_eq!(
+        make(&["--rank", "auto"])["manifest"]["rule"],
+        "auto, at most 256"
+    );
     assert!(make(&["--bytes", "40e3"])["factor_bytes"].as_u64().unwrap() <= 40_000);
     let quality = &make(&["--energy", "0.5"])["manifest"]["quality"][0];
-    assert!(quality["captured_energy"].as_f64().unwrap() > 0.49, "{quality}");
+    assert!(
+        quality["captured_energy"].as_f64().unwrap() > 0.49,
+        "{quality}"
+    );
     let plain = make(&["--rank", "4"]);
     let signs = make(&["--rank", "4", "--signs"]);
     let error = |report: &serde_json::Value| {
-        report["manifest"]["quality"][0]["relative_error"].as_f64().unwrap()
+        report["manifest"]["quality"][0]["relative_error"]
+            .as_f64()
+            .unwrap()
     };
     assert!(error(&signs) < error(&plain));
     run_fails(
         work.path(),
-        &["svd-compress", &base, &sft, "--rank", "4", "--energy", "0.5"],
+        &[
+            "svd-compress",
+            &base,
+            &sft,
+            "--rank",
+            "4",
+            "--energy",
+            "0.5",
+        ],
         2,
         &["cannot be used with"],
     );
@@ -126,12 +164,16 @@ fn rules_and_profiles() {
     let report = run_json(work.path(), &vllm);
     assert_eq!(report["manifest"]["adapters"][0]["profile"], "vllm");
     let config = work.path().join("svd/adapter/adapter_config.json");
-    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
+    let config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
     assert_eq!(config["r"], config["lora_alpha"]);
     assert_eq!(config["rank_pattern"], serde_json::json!({}));
     let none = [&vllm[..6], &["none", "--overwrite"]].concat();
     run_ok(work.path(), &none);
-    assert_eq!(names(&work.path().join("svd")), ["manifest.json", "payload-00000.bin"]);
+    assert_eq!(
+        names(&work.path().join("svd")),
+        ["manifest.json", "payload-00000.bin"]
+    );
 }
 
 /// One byte changed anywhere: `verify` says so, and what is rebuilt is the same or nothing.
@@ -141,7 +183,15 @@ fn damage_is_found_and_rebuilds_nothing_else() {
     let base = example("base");
     let svd = work.path().join("svd");
     let model = work.path().join("model");
-    let make = ["svd-compress", &base, &example("sft"), "-o", &text(&svd), "--rank", "4"];
+    let make = [
+        "svd-compress",
+        &base,
+        &example("sft"),
+        "-o",
+        &text(&svd),
+        "--rank",
+        "4",
+    ];
     run_ok(work.path(), &make);
     let rebuild = ["svd-reconstruct", &base, &text(&svd), "-o", &text(&model)];
     run_ok(work.path(), &rebuild);
@@ -155,7 +205,11 @@ fn damage_is_found_and_rebuilds_nothing_else() {
             std::fs::write(svd.join(&file), &bad).unwrap();
             let checked = run(work.path(), &["verify", &text(&svd)]);
             let code = checked.status.code();
-            assert!(matches!(code, Some(3 | 5)), "{file} {at}: {}", stderr(&checked));
+            assert!(
+                matches!(code, Some(3 | 5)),
+                "{file} {at}: {}",
+                stderr(&checked)
+            );
             std::fs::remove_dir_all(&model).unwrap();
             let output = run(work.path(), &rebuild);
             if output.status.success() {

@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use sparse_delta::{ArtifactContent, CancelToken, Compress, DeltaError, Diff, Info, Reconstruct, Status, Verify};
+use sparse_delta::{
+    ArtifactContent, CancelToken, Compress, DeltaError, Diff, Info, Reconstruct, Status, Verify,
+};
 use sparse_store::OpenOptions;
 
 use crate::support::{assert_same, example, names, text};
@@ -53,7 +55,10 @@ async fn models_in_delta_out_and_back() {
         .unwrap();
     assert!(checks.iter().all(|check| check.ok), "{checks:?}");
     let info = Info::new(text(&delta)).run().await.unwrap();
-    let ArtifactContent::Delta { manifest: found, .. } = info.content else {
+    let ArtifactContent::Delta {
+        manifest: found, ..
+    } = info.content
+    else {
         panic!("{:?}", info.content)
     };
     assert_eq!(*found, manifest);

@@ -61,8 +61,14 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
             ),
             ("a", "The bytes of lora_A, [rank, in]."),
             ("b", "The bytes of lora_B, [out, rank]."),
-            ("factor_dtype", "The element type of both: F32, F16 or BF16."),
-            ("scale", "LoRA's alpha over the rank (with rslora, over its root)."),
+            (
+                "factor_dtype",
+                "The element type of both: F32, F16 or BF16.",
+            ),
+            (
+                "scale",
+                "LoRA's alpha over the rank (with rslora, over its root).",
+            ),
             (
                 "rule",
                 "default: the sum is rounded once; safe: the update is rounded before it is added, as safe_merge does. Default: \
@@ -134,7 +140,9 @@ fn merged(rows: &Rows, row: usize) -> Result<Option<Vec<u8>>> {
         Some("default") => false,
         Some("safe") => true,
         Some(rule) => {
-            return exec_err!("{NAME}: the rule of row {row} must be 'default' or 'safe', not '{rule}'");
+            return exec_err!(
+                "{NAME}: the rule of row {row} must be 'default' or 'safe', not '{rule}'"
+            );
         }
     };
     let dtype = tensor::dtype(NAME, row, dtype)?;
@@ -174,7 +182,10 @@ fn merged(rows: &Rows, row: usize) -> Result<Option<Vec<u8>>> {
     Ok(Some(words))
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "to the nearest, as torch does")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "to the nearest, as torch does"
+)]
 fn narrow(x: f64) -> f32 {
     x as f32
 }
@@ -211,7 +222,10 @@ mod tests {
             (format!("{WEIGHT}, {A}, x'00', 'U8', 2"), "row 0"),
             (format!("{WEIGHT}, {A}, {A}, 'BF16', 2"), "row 0"),
             (format!("{WEIGHT}, {A}, {B}, 'F32', 'two'"), "'scale'"),
-            (format!("x'00', 'F32', [1, 1], {A}, {B}, 'F32', 2"), "1 bytes"),
+            (
+                format!("x'00', 'F32', [1, 1], {A}, {B}, 'F32', 2"),
+                "1 bytes",
+            ),
             (format!("{WEIGHT}, {A}, {B}, 'F32', 1e39"), "no number"),
         ] {
             let message = error(&format!("SELECT lora_merge({sql})")).await;

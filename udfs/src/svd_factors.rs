@@ -3,7 +3,8 @@
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    Array, ArrayBuilder, Float32Builder, Float64Array, Float64Builder, ListBuilder, StructArray, UInt64Array,
+    Array, ArrayBuilder, Float32Builder, Float64Array, Float64Builder, ListBuilder, StructArray,
+    UInt64Array,
 };
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Fields};
@@ -46,7 +47,10 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
                 "base_data",
                 "The bytes of the base's matrix, of the same element type and shape; null for none.",
             ),
-            ("dtype", "The element type of both: F32, F16, BF16 or F64 and others with values."),
+            (
+                "dtype",
+                "The element type of both: F32, F16, BF16 or F64 and others with values.",
+            ),
             ("shape", "[rows, columns]: a list of two integers."),
             (
                 "rank",
@@ -170,7 +174,9 @@ fn factors(rows: &Rows, row: usize) -> Result<Option<(Svd, Measured)>> {
         );
     };
     if rank < 1.0 || rank.fract() != 0.0 {
-        return exec_err!("{NAME}: the rank of row {row} must be a whole number from 1 on, not {rank}");
+        return exec_err!(
+            "{NAME}: the rank of row {row} must be a whole number from 1 on, not {rank}"
+        );
     }
     let values = |data: &[u8]| read(row, dtype, data, height.checked_mul(width));
     let tuned = values(data)?;

@@ -110,11 +110,7 @@ fn show_svd(path: &str, manifest: &SvdDeltaManifest) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show(
-    path: &str,
-    manifest: &DeltaManifest,
-    tensors: &[TensorReport],
-) -> Result<(), Failure> {
+fn show(path: &str, manifest: &DeltaManifest, tensors: &[TensorReport]) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let lines = [
         ("path", path.to_owned()),

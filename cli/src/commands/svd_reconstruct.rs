@@ -49,7 +49,11 @@ pub(super) async fn run(args: &SvdReconstruct, context: &Context) -> Result<u8, 
 fn summary(outcome: &SvdReconstructOutcome) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     for file in outcome.files.iter().filter(|file| !file.sha256.is_empty()) {
-        writeln!(out, "{}: sha256 {}  {}", file.status, file.sha256, file.file)?;
+        writeln!(
+            out,
+            "{}: sha256 {}  {}",
+            file.status, file.sha256, file.file
+        )?;
     }
     let what = match outcome.status {
         Status::Created => "created",

@@ -5,10 +5,10 @@
 
 use super::predict::{Class, Factors, Rounding};
 use super::{Adapter, matrix};
+use crate::DType;
 use crate::cast::{to_f32, word_value};
 use crate::error::CodecError;
 use crate::word::load;
-use crate::DType;
 
 /// The largest rank whose sums are known to the last bit.
 pub const MAX_MERGED_RANK: u64 = 128;
@@ -37,15 +37,19 @@ impl Merge {
         let elements = elements.and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
         let Some((dtype, rows, cols)) = matrix(dtype, shape, elements) else {
             return Err(unsupported(
-                "a weight that an adapter is merged into must be a matrix of F32, F16 or BF16".to_owned(),
+                "a weight that an adapter is merged into must be a matrix of F32, F16 or BF16"
+                    .to_owned(),
             ));
         };
         let (&[left_rows, rank], &[right_rank, right_cols]) =
             (adapter.left.shape, adapter.right.shape)
         else {
-            return Err(unsupported("an adapter's factors must be matrices".to_owned()));
+            return Err(unsupported(
+                "an adapter's factors must be matrices".to_owned(),
+            ));
         };
-        if (left_rows, right_cols) != (rows as u64, cols as u64) || rank != right_rank || rank == 0 {
+        if (left_rows, right_cols) != (rows as u64, cols as u64) || rank != right_rank || rank == 0
+        {
             return Err(unsupported(format!(
                 "an adapter's factors of [{left_rows}, {rank}] and [{right_rank}, {right_cols}] make no update of [{rows}, {cols}]"
             )));

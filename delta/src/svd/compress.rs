@@ -62,7 +62,12 @@ impl SvdRank {
         energy: Option<f64>,
         bytes: Option<f64>,
     ) -> Result<Self, DeltaError> {
-        let given = [rank.is_some(), ranks.is_some(), energy.is_some(), bytes.is_some()];
+        let given = [
+            rank.is_some(),
+            ranks.is_some(),
+            energy.is_some(),
+            bytes.is_some(),
+        ];
         if given.into_iter().filter(|given| *given).count() > 1 {
             return Err(DeltaError::usage(
                 "rank, ranks, energy and bytes each decide the ranks: give one of them",
@@ -1028,12 +1033,7 @@ fn occupied(path: &Path, there: &SvdDeltaManifest, wanted: &SvdDeltaManifest) ->
 }
 
 /// The output holds another approximation than that of fine-tune and base as `named`, made by a rule and in a precision.
-fn taken(
-    path: &Path,
-    there: &SvdDeltaManifest,
-    named: [&str; 2],
-    how: [&str; 2],
-) -> DeltaError {
+fn taken(path: &Path, there: &SvdDeltaManifest, named: [&str; 2], how: [&str; 2]) -> DeltaError {
     let ([finetune, base], [rule, precision]) = (named, how);
     let what = format!(
         "it holds the approximation of {} on top of {} ({}, {}), not that of {finetune} on top of {base} ({rule}, {precision})",

@@ -350,7 +350,10 @@ impl SvdDeltaManifest {
         if headers > 0 {
             check_blob(&self.payloads, "headers", &self.headers)?;
         }
-        let tensors = self.files.iter().try_fold(0_u64, |n, f| n.checked_add(f.tensors));
+        let tensors = self
+            .files
+            .iter()
+            .try_fold(0_u64, |n, f| n.checked_add(f.tensors));
         if tensors != Some(self.tensors.len() as u64) {
             return Err("the tensors of the files do not add up".into());
         }

@@ -424,7 +424,10 @@ impl Job {
 }
 
 /// The verbatim header of each file, and what it says.
-pub(super) fn headers(artifact: &SvdArtifact, base: &Model) -> Result<Vec<(Vec<u8>, Header)>, DeltaError> {
+pub(super) fn headers(
+    artifact: &SvdArtifact,
+    base: &Model,
+) -> Result<Vec<(Vec<u8>, Header)>, DeltaError> {
     let manifest = &artifact.manifest;
     let corrupt = |problem: String| {
         DeltaError::corrupt(artifact.payload.path(manifest.headers.payload), problem)

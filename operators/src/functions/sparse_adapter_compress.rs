@@ -25,7 +25,10 @@ static SPEC: Spec = Spec {
             "base",
             "The model the adapter was trained on: a path, URL or Hub id.",
         ),
-        Parameter::required("adapter", "The adapter: a folder with adapter_config.json, a URL or a Hub id."),
+        Parameter::required(
+            "adapter",
+            "The adapter: a folder with adapter_config.json, a URL or a Hub id.",
+        ),
         Parameter::optional(
             "output",
             "Where the artifact goes: a folder or an object-store URL. Default: its key, in the delta store.",
@@ -92,11 +95,9 @@ static SPEC: Spec = Spec {
         ),
         Column::new("message", Type::Text, "Why it failed; null otherwise."),
     ],
-    examples: &[
-        "SELECT tensor, shape, bytes, compressed_bytes, status\n\
+    examples: &["SELECT tensor, shape, bytes, compressed_bytes, status\n\
          FROM sparse_adapter_compress('examples/models/base', 'examples/models/lora', '{tmp}/lora')\n\
-         ORDER BY compressed_bytes DESC LIMIT 5;",
-    ],
+         ORDER BY compressed_bytes DESC LIMIT 5;"],
 };
 
 #[derive(Debug)]

@@ -186,11 +186,7 @@ impl Staged for Pair {
 }
 
 /// One row per tensor: the two models, [`report_columns`], path, status and message.
-fn batch(
-    spec: &Spec,
-    inputs: &Inputs,
-    outcome: &CompressOutcome,
-) -> Result<RecordBatch> {
+fn batch(spec: &Spec, inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {
     let rows = outcome.tensors.len();
     let same = |value: Option<&str>| -> ArrayRef { columns::texts(vec![value; rows]) };
     let mut all = vec![

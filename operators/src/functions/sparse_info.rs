@@ -6,7 +6,8 @@ use arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use datafusion::common::Result;
 use futures::stream::BoxStream;
 use sparse_delta::{
-    ArtifactContent, ArtifactInfo, DeltaManifest, Info, Kept, SvdDeltaManifest, SvdRow, SvdTensor, TensorReport,
+    ArtifactContent, ArtifactInfo, DeltaManifest, Info, Kept, SvdDeltaManifest, SvdRow, SvdTensor,
+    TensorReport,
 };
 
 use super::once;
@@ -70,7 +71,11 @@ static SPEC: Spec = Spec {
             Type::Text,
             "When the artifact was made (ISO 8601, UTC).",
         ),
-        Column::new("effort", Type::Text, "fast, default or max; null of an approximation."),
+        Column::new(
+            "effort",
+            Type::Text,
+            "fast, default or max; null of an approximation.",
+        ),
         Column::new("key", Type::Text, "The artifact's key."),
         Column::new("path", Type::Text, "Where it is."),
         Column::new(
@@ -84,14 +89,46 @@ static SPEC: Spec = Spec {
             "The rank of an approximated tensor at the artifact's largest rank; null for all others. So are the next eight, which \
              are those of sparse_svd_compress.",
         ),
-        Column::new("captured_energy", Type::Real, "The share of the difference's energy that the factors hold."),
-        Column::new("relative_error", Type::Real, "What is left over the difference, Frobenius norms."),
-        Column::new("max_abs_error", Type::Real, "The largest magnitude of what is left."),
-        Column::new("mean_abs_error", Type::Real, "The mean magnitude of what is left."),
-        Column::new("sigma_1", Type::Real, "The largest singular value of the difference."),
-        Column::new("sigma_k", Type::Real, "The smallest singular value that is kept."),
-        Column::new("noise_share", Type::Real, "The share of the difference's energy that rounding explains, estimated."),
-        Column::new("effective_rank", Type::Real, "How many equal singular values would spread the energy as far, at most."),
+        Column::new(
+            "captured_energy",
+            Type::Real,
+            "The share of the difference's energy that the factors hold.",
+        ),
+        Column::new(
+            "relative_error",
+            Type::Real,
+            "What is left over the difference, Frobenius norms.",
+        ),
+        Column::new(
+            "max_abs_error",
+            Type::Real,
+            "The largest magnitude of what is left.",
+        ),
+        Column::new(
+            "mean_abs_error",
+            Type::Real,
+            "The mean magnitude of what is left.",
+        ),
+        Column::new(
+            "sigma_1",
+            Type::Real,
+            "The largest singular value of the difference.",
+        ),
+        Column::new(
+            "sigma_k",
+            Type::Real,
+            "The smallest singular value that is kept.",
+        ),
+        Column::new(
+            "noise_share",
+            Type::Real,
+            "The share of the difference's energy that rounding explains, estimated.",
+        ),
+        Column::new(
+            "effective_rank",
+            Type::Real,
+            "How many equal singular values would spread the energy as far, at most.",
+        ),
     ],
     examples: &[
         "SELECT count(*) FROM sparse_compress('examples/models/base', 'examples/models/sft', '{tmp}/info-delta');\n\
@@ -183,7 +220,8 @@ fn svd(path: &str, manifest: &SvdDeltaManifest) -> Result<RecordBatch> {
 
 /// What is known of an approximated tensor: from `file` to `blocks`.
 fn described(manifest: &SvdDeltaManifest, rows: &[SvdRow<'_>]) -> Result<Vec<ArrayRef>> {
-    let text = |f: fn(&SvdTensor) -> &str| columns::texts(rows.iter().map(|row| Some(f(row.tensor))));
+    let text =
+        |f: fn(&SvdTensor) -> &str| columns::texts(rows.iter().map(|row| Some(f(row.tensor))));
     let count = |f: fn(&SvdRow<'_>) -> u64| columns::counts(rows.iter().map(|row| Some(f(row))));
     let predictor = |row: &SvdRow<'_>| match row.tensor.kept {
         Kept::LowRank => "low_rank",

@@ -125,14 +125,26 @@ static SPEC: Spec = Spec {
             Type::Real,
             "The Frobenius norm of what is left over that of the difference.",
         ),
-        Column::new("max_abs_error", Type::Real, "The largest magnitude of what is left."),
-        Column::new("mean_abs_error", Type::Real, "The mean magnitude of what is left."),
+        Column::new(
+            "max_abs_error",
+            Type::Real,
+            "The largest magnitude of what is left.",
+        ),
+        Column::new(
+            "mean_abs_error",
+            Type::Real,
+            "The mean magnitude of what is left.",
+        ),
         Column::new(
             "sigma_1",
             Type::Real,
             "The largest singular value of the difference.",
         ),
-        Column::new("sigma_k", Type::Real, "The smallest singular value that is kept."),
+        Column::new(
+            "sigma_k",
+            Type::Real,
+            "The smallest singular value that is kept.",
+        ),
         Column::new(
             "noise_share",
             Type::Real,
