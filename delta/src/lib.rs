@@ -2,7 +2,7 @@
 //!
 //! An artifact is a folder: `manifest.json` (what it is; written last), `tensors.parquet` (where every block is) and
 //! `payload-*.bin` (the blocks). `FORMAT.md` specifies it. [`Compress`] makes one from a base and a fine-tune,
-//! [`Reconstruct`] makes the fine-tune's files again, byte for byte; [`Verify`], [`Info`] and [`Diff`] look. [`Unmerge`] finds the
+//! [`Reconstruct`] makes the fine-tune's files again, byte for byte, or merges an adapter into its base; [`Verify`], [`Info`] and [`Diff`] look. [`Unmerge`] finds the
 //! adapter that was merged into a model. [`SvdCompress`] approximates a fine-tune by low-rank updates of its base and says how far
 //! off they are; [`SvdReconstruct`] makes the approximate model.
 //!
