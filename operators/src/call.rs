@@ -259,6 +259,23 @@ fn has_rows_as_inputs(spec: &Spec, arguments: &[Argument]) -> bool {
     spec.inputs.iter().any(takes_rows) && inputs.count() > 1
 }
 
+impl fmt::Display for Call {
+    /// What tells it from other calls of the function.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.work {
+            Work::Row(row) => {
+                let given: Vec<&str> = row.iter().map(|v| v.as_deref().unwrap_or("NULL")).collect();
+                write!(f, "{}", given.join(", "))?;
+            }
+            Work::Query(plan) => write!(f, "{}", plan.display_indent())?,
+        }
+        match self.options.to_string() {
+            options if options.is_empty() => Ok(()),
+            options => write!(f, ", {options}"),
+        }
+    }
+}
+
 fn input_names(spec: &Spec) -> String {
     spec.inputs
         .iter()

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use datafusion::catalog::CatalogProviderList;
-use datafusion::common::{DFSchema, Result, plan_err};
+use datafusion::common::{DFSchema, Result, TableReference, plan_err};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::LogicalPlanBuilder;
 use datafusion::logical_expr::planner::{
@@ -75,9 +75,12 @@ impl RelationPlanner for SparsePlanner {
             .map(|(at, arg)| argument(spec, at, arg, context, &self.catalogs))
             .collect::<Result<Vec<_>>>()?;
         let call = Call::new(spec, arguments)?;
+        // Scans of one name are one scan to the optimizer, whatever they scan: two subqueries would become one.
+        let name = TableReference::bare(format!("{}({call})", spec.name));
         let provider = Arc::new(FunctionTable::new(function, call));
-        let plan =
-            LogicalPlanBuilder::scan(spec.name, provider_as_source(provider), None)?.build()?;
+        let plan = LogicalPlanBuilder::scan(name, provider_as_source(provider), None)?
+            .alias(spec.name)?
+            .build()?;
         Ok(RelationPlanning::Planned(Box::new(PlannedRelation::new(
             plan, alias,
         ))))

@@ -24,6 +24,9 @@ fn the_examples_of_the_help_run() {
     for command in [
         "compress",
         "reconstruct",
+        "svd-compress",
+        "svd-reconstruct",
+        "compress-adapter",
         "diff",
         "info",
         "verify",

@@ -65,6 +65,7 @@ fn links_lead_somewhere() {
         "docs/sql.md",
         "docs/cli.md",
         "docs/format-codec.md",
+        "docs/quality.md",
         "examples/README.md",
     ];
     for page in pages {

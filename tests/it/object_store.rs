@@ -101,6 +101,24 @@ fn models_and_deltas_in_s3() {
     ok(&["reconstruct", base, delta, "-o", &text(&again)]);
     assert_same(example("sft").as_ref(), &again);
     ok(&["verify", delta, "--base", &example("base")]);
+    // An approximation, its adapter in a folder of its own, and an adapter's artifact.
+    let svd = "s3://bucket/svd/sft";
+    let approximate = ["svd-compress", base, sft, "-o", svd, "--rank", "4"];
+    assert!(ok(&approximate).starts_with("created"));
+    assert!(ok(&approximate).starts_with("exists"));
+    let other = run(&["svd-compress", base, sft, "-o", svd, "--rank", "8"]);
+    assert_eq!(other.status.code(), Some(2), "{}", stderr(&other));
+    assert!(stderr(&other).contains("rank 8"), "{}", stderr(&other));
+    ok(&["verify", svd, "--base", &example("base")]);
+    let model = work.path().join("approximate");
+    ok(&["svd-reconstruct", base, svd, "-o", &text(&model)]);
+    assert!(model.join("model.safetensors").exists());
+    let packed = "s3://bucket/adapters/lora";
+    ok(&["compress-adapter", base, &example("lora"), "-o", packed]);
+    let merged = work.path().join("merged");
+    ok(&["reconstruct", base, packed, "-o", &text(&merged), "--merge"]);
+    let (found, wanted) = (text(&merged), example("lora-merged"));
+    ok(&["diff", &found, &wanted, "--fail-on", "any"]);
     let absent = run(&["info", "s3://bucket/deltas/none"]);
     assert_eq!(absent.status.code(), Some(6), "{}", stderr(&absent));
     assert!(!stderr(&absent).contains("not-to-be-shown"));

@@ -2,7 +2,7 @@
 
 `make DIR`: for each case a folder with `base`, `adapter`, and the weights after `merge_and_unload` in `default.safetensors` and
 `safe.safetensors`, under the names the base's file has. Prints the cases' names.
-`compare EXPECTED MERGED`: fails unless every tensor of the two files has the same bits.
+`compare EXPECTED MERGED [EXPECTED MERGED ...]`: fails unless every tensor of each two files has the same bits.
 """
 
 import json
@@ -88,9 +88,14 @@ def make(root):
         print(name)
 
 
-def compare(expected, found):
+def compare(*files):
+    for expected, found in zip(files[::2], files[1::2]):
+        compare_two(expected, found)
+
+
+def compare_two(path, found):
     bits = {2: torch.int16, 4: torch.int32}
-    expected, found = load_file(expected), load_file(found)
+    expected, found = load_file(path), load_file(found)
     assert sorted(expected) == sorted(found), set(expected) ^ set(found)
     wrong = {}
     for name, tensor in expected.items():
@@ -100,7 +105,7 @@ def compare(expected, found):
         differ = int((tensor.view(size) != other.view(size)).sum())
         if differ:
             wrong[name] = f"{differ} of {tensor.numel()}"
-    assert not wrong, json.dumps(wrong)
+    assert not wrong, f"{path}: {json.dumps(wrong)}"
 
 
 if __name__ == "__main__":
