@@ -420,35 +420,37 @@ fn prompts_come_from_arguments_and_files() {
         "--sample-layers",
         "0",
     ];
-    let with = |more: &[&str]| [&judge[..], more].concat();
+    fn with<'a>(judge: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+        [judge, more].concat()
+    }
     let report = run_json(
         work.path(),
-        &with(&["--prompt", "A first text.", "--prompts", &path]),
+        &with(&judge, &["--prompt", "A first text.", "--prompts", &path]),
     );
     assert_eq!(report["prompts"].as_array().unwrap().len(), 3);
     assert_eq!(report["layer_metrics"].as_array().unwrap().len(), 0);
-    let said = run_ok(work.path(), &with(&["--prompt", "A first text."]));
+    let said = run_ok(work.path(), &with(&judge, &["--prompt", "A first text."]));
     assert!(
         said.contains("KL divergence, mean") && said.contains("same top token"),
         "{said}"
     );
     std::fs::write(&file, "\n").unwrap();
-    run_fails(work.path(), &with(&["--prompts", &path]), 2, &["no texts"]);
+    run_fails(work.path(), &with(&judge, &["--prompts", &path]), 2, &["no texts"]);
     run_fails(
         work.path(),
-        &with(&["--prompts", "/nowhere"]),
+        &with(&judge, &["--prompts", "/nowhere"]),
         6,
         &["/nowhere"],
     );
     run_fails(
         work.path(),
-        &with(&["--prompt", " "]),
+        &with(&judge, &["--prompt", " "]),
         2,
         &["prompt 1 is empty"],
     );
     run_fails(
         work.path(),
-        &with(&["--max-length", "1"]),
+        &with(&judge, &["--max-length", "1"]),
         2,
         &["max_length"],
     );
