@@ -49,20 +49,9 @@ impl Options {
         self.values.get(name).map(String::as_str)
     }
 
-    /// The value of a number.
-    pub(crate) fn number(&self, name: &str) -> Option<f64> {
-        self.text(name)?.parse().ok()
-    }
-
     /// The value of a whole number, where it is not one of the option's strings.
     pub(crate) fn count(&self, name: &str) -> Option<u64> {
         self.text(name)?.parse().ok()
-    }
-
-    /// The values of a list of whole numbers.
-    pub(crate) fn counts(&self, name: &str) -> Option<Vec<u64>> {
-        let parts = self.text(name)?.split(',').filter(|part| !part.is_empty());
-        parts.map(|part| part.parse().ok()).collect()
     }
 
     /// The texts of a list.
@@ -262,10 +251,6 @@ fn option_value(spec: &Spec, option: &Parameter, value: ScalarValue) -> Result<O
             Some(text) if choices.contains(&text) => Ok(Some(text.to_owned())),
             _ => ill_typed(spec, option, &value),
         },
-        Kind::Number => match number(&value) {
-            Some(number) => Ok(Some(number.to_string())),
-            None => ill_typed(spec, option, &value),
-        },
         Kind::Count(others) => match value.try_as_str().flatten() {
             Some(text) if others.contains(&text) => Ok(Some(text.to_owned())),
             _ => match whole(&value) {
@@ -277,21 +262,6 @@ fn option_value(spec: &Spec, option: &Parameter, value: ScalarValue) -> Result<O
             Some(texts) => Ok(Some(serde_json::Value::from(texts).to_string())),
             None => ill_typed(spec, option, &value),
         },
-        Kind::Counts => match list(&value) {
-            Some(counts) => Ok(Some(counts.join(","))),
-            None => ill_typed(spec, option, &value),
-        },
-    }
-}
-
-/// A finite number.
-fn number(value: &ScalarValue) -> Option<f64> {
-    if !value.data_type().is_numeric() {
-        return None;
-    }
-    match value.cast_to(&DataType::Float64) {
-        Ok(ScalarValue::Float64(Some(number))) if number.is_finite() => Some(number),
-        _ => None,
     }
 }
 
@@ -317,18 +287,6 @@ fn texts(value: &ScalarValue) -> Option<Vec<String>> {
             let item = ScalarValue::try_from_array(&items, at).ok()?;
             item.try_as_str().flatten().map(str::to_owned)
         })
-        .collect()
-}
-
-/// Whole numbers from 0 on, as text.
-fn list(value: &ScalarValue) -> Option<Vec<String>> {
-    let ScalarValue::List(list) = value else {
-        return None;
-    };
-    let items = list.value(0);
-    (0..items.len())
-        .map(|at| whole(&ScalarValue::try_from_array(&items, at).ok()?))
-        .map(|count| count.map(|count| count.to_string()))
         .collect()
 }
 
@@ -449,9 +407,7 @@ mod tests {
         options: &[
             Parameter::flag("dry_run", ""),
             Parameter::choice("effort", &["fast", "max"], None, ""),
-            Parameter::of("energy", Kind::Number, ""),
             Parameter::of("top", Kind::Count(&["all"]), ""),
-            Parameter::of("tops", Kind::Counts, ""),
             Parameter::of("texts", Kind::Texts, ""),
         ],
         columns: &[] as &[Column],
@@ -544,39 +500,22 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_lists() {
-        let options = |name: &str, value: ScalarValue| {
-            let call = Call::new(&SPEC, vec![at("b"), at("f"), named(name, value)]);
+    fn whole_numbers() {
+        let options = |value: ScalarValue| {
+            let call = Call::new(&SPEC, vec![at("b"), at("f"), named("top", value)]);
             call.map(|call| call.options)
         };
-        let energy = options("energy", ScalarValue::Float64(Some(0.9))).unwrap();
-        assert_eq!(energy.number("energy"), Some(0.9));
-        let top = options("top", ScalarValue::Int64(Some(16))).unwrap();
+        let top = options(ScalarValue::Int64(Some(16))).unwrap();
         assert_eq!(top.count("top"), Some(16));
-        let all = options("top", ScalarValue::from("all")).unwrap();
+        let all = options(ScalarValue::from("all")).unwrap();
         assert_eq!((all.count("top"), all.text("top")), (None, Some("all")));
-        let items = [8i64, 16].map(|n| ScalarValue::Int64(Some(n)));
-        let list = ScalarValue::List(ScalarValue::new_list_nullable(&items, &DataType::Int64));
-        let tops = options("tops", list).unwrap();
-        assert_eq!(tops.counts("tops"), Some(vec![8, 16]));
-        for (name, value, needle) in [
-            ("energy", ScalarValue::from("much"), "a number"),
-            ("energy", ScalarValue::Float64(Some(f64::NAN)), "a number"),
-            (
-                "top",
-                ScalarValue::Int64(Some(-1)),
-                "a whole number or 'all'",
-            ),
-            ("top", ScalarValue::Float64(Some(1.5)), "a whole number"),
-            ("top", ScalarValue::from("most"), "'all'"),
-            (
-                "tops",
-                ScalarValue::Int64(Some(1)),
-                "a list of whole numbers",
-            ),
+        for value in [
+            ScalarValue::Int64(Some(-1)),
+            ScalarValue::Float64(Some(1.5)),
+            ScalarValue::from("most"),
         ] {
-            let error = options(name, value).unwrap_err().strip_backtrace();
-            assert!(error.contains(needle) && error.contains(name), "{error}");
+            let error = options(value).unwrap_err().strip_backtrace();
+            assert!(error.contains("a whole number or 'all'"), "{error}");
         }
     }
 

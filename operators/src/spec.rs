@@ -14,12 +14,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// true or false.
     Flag,
-    /// A number.
-    Number,
     /// A whole number from 0 on, or one of these strings.
     Count(&'static [&'static str]),
-    /// A list of whole numbers from 0 on.
-    Counts,
     /// A list of strings.
     Texts,
 }
@@ -31,10 +27,8 @@ impl Kind {
             Self::Text => "text".to_owned(),
             Self::Flag => "true or false".to_owned(),
             Self::Choice(choices) => quoted(choices),
-            Self::Number => "a number".to_owned(),
             Self::Count([]) => "a whole number".to_owned(),
             Self::Count(others) => format!("a whole number or {}", quoted(others)),
-            Self::Counts => "a list of whole numbers, such as [8, 16]".to_owned(),
             Self::Texts => "a list of texts, such as ['one', 'two']".to_owned(),
         }
     }
@@ -245,15 +239,13 @@ impl Spec {
         for option in self.options {
             let value = match (option.kind, option.default) {
                 (Kind::Flag, default) => default.unwrap_or("false").to_owned(),
-                (Kind::Count(_) | Kind::Number, Some(default))
-                    if default.parse::<f64>().is_ok() =>
-                {
+                (Kind::Count(_), Some(default)) if default.parse::<f64>().is_ok() => {
                     default.to_owned()
                 }
                 (_, Some(default)) => format!("'{default}'"),
                 (Kind::Choice(choices), None) => choices.join("|"),
-                (Kind::Text | Kind::Number | Kind::Count(_), None) => "...".to_owned(),
-                (Kind::Counts | Kind::Texts, None) => "[...]".to_owned(),
+                (Kind::Text | Kind::Count(_), None) => "...".to_owned(),
+                (Kind::Texts, None) => "[...]".to_owned(),
             };
             out += &format!(" [, {} => {value}]", option.name);
         }
