@@ -272,9 +272,12 @@ impl Job {
         let prompts = self.prompts();
         let (mut each, mut all) = (Vec::new(), Vec::new());
         if !prompts.is_empty() {
-            match self.runnable(&prompts, &mut notes) {
-                Ok(runnable) => {
-                    for (prompt, scored) in prompts.iter().zip(self.behave(&runnable, &rebuilt)?) {
+            let found = self
+                .runnable(&prompts, &mut notes)
+                .and_then(|runnable| self.behave(&runnable, &rebuilt));
+            match found {
+                Ok(found) => {
+                    for (prompt, scored) in prompts.iter().zip(found) {
                         each.push(PromptMetrics {
                             prompt: prompt.clone(),
                             tokens: scored.tokens,

@@ -90,26 +90,21 @@ fn int8_numbers_and_weights_are_torchs() {
     }
 }
 
-/// The largest difference of our logits from transformers'.
-async fn logits_differ(python: &str, work: &Path, model: &str) -> f32 {
-    let out = work.join("logits");
-    let mut arguments = vec!["logits".to_owned(), model.to_owned(), text(&out)];
-    let prompts: Vec<String> = DEFAULT_PROMPTS.iter().map(ToString::to_string).collect();
-    arguments.extend(prompts.iter().cloned());
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let tokens = oracle(python, &arguments);
-    let theirs: Vec<f32> = std::fs::read(&out)
+/// The largest difference of our logits from transformers', which are in the file `theirs`.
+async fn logits_differ(theirs: &Path, tokens: &Value, model: &str) -> f32 {
+    let theirs: Vec<f32> = std::fs::read(theirs)
         .unwrap()
         .as_chunks::<4>()
         .0
         .iter()
         .map(|bytes| f32::from_le_bytes(*bytes))
         .collect();
+    let prompts = DEFAULT_PROMPTS.iter().map(ToString::to_string).collect();
     let ours = sparse_inference::logits(model, prompts, 128, &OpenOptions::default())
         .await
         .unwrap();
     let ids: Vec<&Vec<u32>> = ours.iter().map(|l| &l.tokens).collect();
-    assert_eq!(serde_json::to_value(ids).unwrap(), tokens, "{model}");
+    assert_eq!(serde_json::to_value(ids).unwrap(), *tokens, "{model}");
     let ours: Vec<f32> = ours.into_iter().flat_map(|l| l.values).collect();
     assert_eq!(ours.len(), theirs.len(), "{model}");
     ours.iter()
@@ -129,17 +124,26 @@ async fn logits_are_transformers() {
     assert_eq!(names.as_array().unwrap().len(), 6);
     let mut folders = vec![root().join("examples/models"), made];
     folders.extend(std::env::var_os("SPARSE_TEST_MODELS").map(Into::into));
+    let mut models: Vec<String> = folders
+        .iter()
+        .flat_map(|folder| std::fs::read_dir(folder).unwrap())
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("config.json").exists() && path.join("tokenizer.json").exists())
+        .map(|path| text(&path))
+        .collect();
+    models.sort();
+    let out = text(work.path());
+    let mut arguments = vec!["logits", &out];
+    arguments.extend(models.iter().map(String::as_str));
+    arguments.push("--");
+    arguments.extend(DEFAULT_PROMPTS);
+    let tokens = oracle(&python, &arguments);
     let mut judged = BTreeMap::new();
-    for folder in folders {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.join("config.json").exists() && path.join("tokenizer.json").exists() {
-                let model = text(&path);
-                let found = logits_differ(&python, work.path(), &model).await;
-                println!("{model}: {found:.2e}");
-                judged.insert(model, found);
-            }
-        }
+    for (number, model) in models.iter().enumerate() {
+        let theirs = work.path().join(number.to_string());
+        let found = logits_differ(&theirs, &tokens[number], model).await;
+        println!("{model}: {found:.2e}");
+        judged.insert(model, found);
     }
     assert!(judged.len() >= 9, "{judged:?}");
     assert!(judged.values().all(|found| *found < 1e-4), "{judged:?}");
@@ -420,35 +424,42 @@ fn prompts_come_from_arguments_and_files() {
         "--sample-layers",
         "0",
     ];
-    let with = |more: &[&str]| [&judge[..], more].concat();
+    fn with<'a>(judge: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
+        [judge, more].concat()
+    }
     let report = run_json(
         work.path(),
-        &with(&["--prompt", "A first text.", "--prompts", &path]),
+        &with(&judge, &["--prompt", "A first text.", "--prompts", &path]),
     );
     assert_eq!(report["prompts"].as_array().unwrap().len(), 3);
     assert_eq!(report["layer_metrics"].as_array().unwrap().len(), 0);
-    let said = run_ok(work.path(), &with(&["--prompt", "A first text."]));
+    let said = run_ok(work.path(), &with(&judge, &["--prompt", "A first text."]));
     assert!(
         said.contains("KL divergence, mean") && said.contains("same top token"),
         "{said}"
     );
     std::fs::write(&file, "\n").unwrap();
-    run_fails(work.path(), &with(&["--prompts", &path]), 2, &["no texts"]);
     run_fails(
         work.path(),
-        &with(&["--prompts", "/nowhere"]),
+        &with(&judge, &["--prompts", &path]),
+        2,
+        &["no texts"],
+    );
+    run_fails(
+        work.path(),
+        &with(&judge, &["--prompts", "/nowhere"]),
         6,
         &["/nowhere"],
     );
     run_fails(
         work.path(),
-        &with(&["--prompt", " "]),
+        &with(&judge, &["--prompt", " "]),
         2,
         &["prompt 1 is empty"],
     );
     run_fails(
         work.path(),
-        &with(&["--max-length", "1"]),
+        &with(&judge, &["--max-length", "1"]),
         2,
         &["max_length"],
     );

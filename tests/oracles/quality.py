@@ -1,7 +1,7 @@
 """INT8, logits and divergences by torch and transformers: what ours are compared with.
 
     quality.py int8 BASE FINETUNE GRANULARITY REBUILT    JSON of errors per tensor; REBUILT (a model) must be ours bit for bit
-    quality.py logits MODEL OUT PROMPT...                tokens as JSON; f32 logits of all prompts to OUT
+    quality.py logits OUT MODEL... -- PROMPT...          tokens of each model as JSON; f32 logits to OUT/0, OUT/1, ...
     quality.py models OUT                                tiny random models of several architectures
     quality.py behaviour FINETUNE OTHER MAX_LENGTH PROMPT...   JSON of the statistics of llama-perplexity --kl-divergence
 """
@@ -73,11 +73,15 @@ def run(path, prompts, max_length, tokenizer=None):
         return tokens, [model(torch.tensor([t])).logits[0].float() for t in tokens]
 
 
-def logits(model, out, *prompts):
-    limit = transformers.AutoConfig.from_pretrained(model).max_position_embeddings
-    tokens, found = run(model, prompts, min(128, limit))
-    torch.cat([f.flatten() for f in found]).numpy().astype("<f4").tofile(out)
-    print(json.dumps(tokens))
+def logits(out, *rest):
+    end = rest.index("--")
+    all_tokens = []
+    for number, model in enumerate(rest[:end]):
+        limit = transformers.AutoConfig.from_pretrained(model).max_position_embeddings
+        tokens, found = run(model, rest[end + 1 :], min(128, limit))
+        torch.cat([f.flatten() for f in found]).numpy().astype("<f4").tofile(f"{out}/{number}")
+        all_tokens.append(tokens)
+    print(json.dumps(all_tokens))
 
 
 def models(out, tokenizer):
