@@ -12,6 +12,7 @@ mod cli;
 mod dependencies;
 mod docs;
 mod full_disk;
+mod gpu;
 mod hostile;
 mod kill;
 mod library;
