@@ -63,7 +63,7 @@ pub(crate) struct Global {
     /// CPU threads to use; 0 means all
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Where to compute
+    /// Where to compute what has GPU kernels, which is `diff` so far; the rest runs on the CPU
     #[arg(long, global = true, value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
     /// Use caches only, never the network

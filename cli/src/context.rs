@@ -19,10 +19,11 @@ pub(crate) struct Context {
 impl Context {
     /// Checks the global options.
     pub(crate) fn new(global: Global, interrupt: Interrupt) -> Result<Self, Failure> {
-        if global.device == Device::Cuda {
-            return Err(Failure::usage(
-                "--device cuda: this build has no GPU support; use --device auto or cpu",
-            ));
+        if global.device == Device::Cuda
+            && let Err(absent) = sparse_gpu::probe()
+        {
+            let error = sparse_gpu::GpuError::from(absent);
+            return Err(Failure::usage(format!("--device cuda: {error}")));
         }
         Ok(Self { global, interrupt })
     }
@@ -50,11 +51,17 @@ impl Context {
             cache_dir: self.global.cache_dir.clone(),
             offline: self.global.offline.then_some(true),
             threads: self.global.threads,
-            device: match self.global.device {
-                Device::Cpu => sparse_operators::config::Device::Cpu,
-                _ => sparse_operators::config::Device::Auto,
-            },
+            device: self.device(),
             ..SparseConfig::default()
+        }
+    }
+
+    /// Where to compute what has GPU kernels.
+    pub(crate) fn device(&self) -> sparse_gpu::Choice {
+        match self.global.device {
+            Device::Auto => sparse_gpu::Choice::Auto,
+            Device::Cpu => sparse_gpu::Choice::Cpu,
+            Device::Cuda => sparse_gpu::Choice::Cuda,
         }
     }
 

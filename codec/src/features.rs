@@ -24,7 +24,6 @@ pub fn features() -> Vec<Feature> {
                 .map_or(1, std::num::NonZero::get)
                 .to_string(),
         ),
-        feature("gpu", "none: this build has no GPU support yet".to_owned()),
     ]
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use sparse_codec::{DType, DeltaStats, TensorView};
+use sparse_gpu::{Choice, Compute};
 use sparse_store::{Model, OpenOptions, Pair, PairedBy, TensorHandle};
 
 use crate::pipeline::{self, Sink, Stage};
@@ -55,6 +56,7 @@ pub struct Diff {
     base: String,
     finetune: String,
     threads: Option<usize>,
+    device: Choice,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -67,6 +69,7 @@ impl Diff {
             base: base.into(),
             finetune: finetune.into(),
             threads: None,
+            device: Choice::default(),
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -76,6 +79,12 @@ impl Diff {
     /// How many threads compare. Default: as many as there are cores.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = (threads > 0).then_some(threads);
+        self
+    }
+
+    /// Where statistics are computed: the same ones to the last bit.
+    pub fn device(mut self, device: Choice) -> Self {
+        self.device = device;
         self
     }
 
@@ -106,9 +115,9 @@ impl Diff {
         let (base, finetune) = (Arc::new(base), Arc::new(finetune));
         let stop = Stop::new(self.cancel.clone());
         let on_drop = stop.on_drop();
-        let (threads, progress) = (self.threads, self.progress);
+        let (threads, device, progress) = (self.threads, self.device, self.progress);
         let rows = tokio::task::spawn_blocking(move || {
-            pipeline::guarded(|| diff(&base, &finetune, threads, progress, &stop))
+            pipeline::guarded(|| diff(&base, &finetune, threads, device, progress, &stop))
         })
         .await
         .map_err(|error| DeltaError::internal(error.to_string()))?;
@@ -121,14 +130,19 @@ fn diff(
     base: &Arc<Model>,
     finetune: &Arc<Model>,
     threads: Option<usize>,
+    device: Choice,
     progress: Option<Progress>,
     stop: &Stop,
 ) -> Result<Vec<DiffRow>, DeltaError> {
+    let compute = Compute::open(device)?;
     let pool = pipeline::pool(threads)?;
     let _residency = Residency::watch(vec![Arc::clone(base), Arc::clone(finetune)]);
     let pairs = pool.install(|| sparse_store::pair(base, finetune));
     let ticker = Ticker::new(progress, "comparing", finetune.weight_bytes());
-    let comparing = Comparing { pairs: &pairs };
+    let comparing = Comparing {
+        pairs: &pairs,
+        compute,
+    };
     let mut rows = Rows {
         pairs: &pairs,
         ticker: &ticker,
@@ -189,6 +203,7 @@ fn common_elements(target: &Form, base: &Form) -> Option<u64> {
 
 struct Comparing<'a> {
     pairs: &'a [Pair<'a>],
+    compute: Compute,
 }
 
 /// The comparable parts of a pair.
@@ -286,7 +301,7 @@ impl<'a> Stage for Comparing<'a> {
             shape: &shape,
             data,
         };
-        Ok(DeltaStats::of(view(target), view(base)))
+        Ok(self.compute.delta_stats(view(target), view(base))?)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sparse_adapter::AdapterError;
 use sparse_codec::CodecError;
+use sparse_gpu::GpuError;
 use sparse_store::{ErrorKind, StoreError};
 use sparse_svd::SvdError;
 
@@ -115,6 +116,10 @@ pub enum DeltaError {
         source: SvdError,
     },
 
+    /// A GPU that was asked for is not there, or fails.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+
     /// An adapter that cannot be read or used.
     #[error(transparent)]
     Adapter(AdapterError),
@@ -166,8 +171,12 @@ impl DeltaError {
             Self::Corrupt { .. } | Self::Version { .. } => 5,
             Self::Cancelled => 130,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 6,
-            Self::Adapter(_) => 2,
-            Self::Io { .. } | Self::Codec { .. } | Self::Svd { .. } | Self::Internal { .. } => 1,
+            Self::Adapter(_) | Self::Gpu(GpuError::Absent(_)) => 2,
+            Self::Io { .. }
+            | Self::Codec { .. }
+            | Self::Svd { .. }
+            | Self::Gpu(_)
+            | Self::Internal { .. } => 1,
             Self::Store(error) => match error.kind() {
                 ErrorKind::Usage | ErrorKind::Exists => 2,
                 ErrorKind::NotFound => 6,

@@ -21,15 +21,35 @@ impl Module {
             Self::Int8 => include_str!("../kernels/int8.ptx"),
         }
     }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::LowRank => "lowrank",
+            Self::Stats => "stats",
+            Self::Int8 => "int8",
+        }
+    }
+
+    fn kernels(self) -> impl Iterator<Item = &'static str> {
+        self.ptx()
+            .lines()
+            .filter_map(|line| line.split_once(".entry ")?.1.split('(').next())
+    }
 }
 
 /// The names of all kernels, file by file.
 pub fn kernels() -> Vec<&'static str> {
     Module::ALL
         .iter()
-        .flat_map(|module| module.ptx().lines())
-        .filter_map(|line| line.split_once(".entry ")?.1.split('(').next())
+        .flat_map(|module| module.kernels())
         .collect()
+}
+
+/// The files of kernels, each with how many it holds.
+pub(crate) fn summary() -> String {
+    Module::ALL
+        .map(|module| format!("{} ({})", module.name(), module.kernels().count()))
+        .join(", ")
 }
 
 /// The name of a dtype that kernels take, as it stands in their names.

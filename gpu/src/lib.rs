@@ -14,22 +14,26 @@
 //! ```
 
 mod choice;
+mod compute;
 mod device;
 mod error;
 mod int8;
 mod kernels;
 mod lowrank;
+mod measure;
 mod probe;
 mod resident;
 mod stats;
 mod streamed;
 
 pub use choice::Choice;
+pub use compute::Compute;
 pub use device::Device;
 pub use error::GpuError;
 pub use int8::{Quantised, Segments};
 pub use kernels::kernels;
 pub use lowrank::DeviceMatrices;
-pub use probe::{Absent, Found, probe};
+pub use measure::{Measurement, measure};
+pub use probe::{Absent, Found, features, probe};
 pub use resident::{Resident, Update};
 pub use streamed::{Ran, Ring, predict_streamed};

@@ -164,6 +164,22 @@ pub fn probe() -> Result<Found, Absent> {
         .clone()
 }
 
+/// What `sparse features` shows: the GPU or why there is none, its driver, and the kernels of this build.
+pub fn features() -> Vec<(&'static str, String)> {
+    let (gpu, driver) = match probe() {
+        Ok(found) => (
+            found.to_string(),
+            format!("CUDA {}.{}", found.driver.0, found.driver.1),
+        ),
+        Err(absent) => (format!("none: {absent}"), "none".to_owned()),
+    };
+    vec![
+        ("gpu", gpu),
+        ("gpu_driver", driver),
+        ("gpu_kernels", crate::kernels::summary()),
+    ]
+}
+
 fn look() -> Result<Found, Absent> {
     // SAFETY: loading the driver runs its initialisers, as using it would.
     if !unsafe { sys::is_culib_present() } {

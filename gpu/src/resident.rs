@@ -146,7 +146,7 @@ impl Resident {
                         )?;
                     }
                 }
-                Update::Words(words) if words.is_empty() => {}
+                Update::Words([]) => {}
                 Update::Words(words) => {
                     stream
                         .memcpy_htod(*words, &mut tensor.variant)

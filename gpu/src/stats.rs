@@ -16,7 +16,7 @@ const BLOCK: u32 = 128;
 /// What a warp writes.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
-struct Part {
+pub(crate) struct Part {
     changed: u64,
     sum: f64,
     sum_sq: f64,
@@ -69,7 +69,8 @@ impl Device {
         Ok(Some(all))
     }
 
-    fn stats_parts(
+    /// Words of `count` elements each; a part for every chunk.
+    pub(crate) fn stats_parts(
         &self,
         name: &str,
         target: &CudaSlice<u8>,

@@ -62,11 +62,7 @@ pub fn predict_streamed<E: From<GpuError>>(
     };
     let mut ran = Ran::default();
     let mut done = 0;
-    let device = match choice.open() {
-        Ok(device) => device,
-        Err(error) => return Err(error.into()),
-    };
-    if let Some(device) = device {
+    if let Some(device) = choice.open()? {
         let mut pipe = Pipe::new(&device, matrices, ring, elements);
         let result = match &mut pipe {
             Ok(pipe) => pipe.run(elements, &mut done, &mut read, &mut write),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use datafusion::common::config::{ConfigEntry, ConfigExtension, ConfigOptions, ExtensionOptions};
 use datafusion::common::{DataFusionError, Result};
 use sparse_codec::Effort;
+pub use sparse_gpu::Choice as Device;
 use sparse_store::OpenOptions;
 
 /// Options of a session. Credentials are no options: they come from the environment and are never shown.
@@ -13,7 +14,7 @@ use sparse_store::OpenOptions;
 pub struct SparseConfig {
     /// `sparse.effort`: how hard `sparse_compress` tries: fast, default or max.
     pub effort: Effort,
-    /// `sparse.device`: where work runs: auto or cpu.
+    /// `sparse.device`: where what has GPU kernels runs: auto, cpu or cuda.
     pub device: Device,
     /// `sparse.cache_dir`: where fetched models and locks are kept.
     pub cache_dir: Option<PathBuf>,
@@ -23,16 +24,6 @@ pub struct SparseConfig {
     pub memory: u64,
     /// `sparse.threads`: CPU threads one operation may use; 0 for all.
     pub threads: usize,
-}
-
-/// Where work runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Device {
-    /// The best there is.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
 }
 
 impl Default for SparseConfig {
@@ -90,7 +81,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 const EFFORT: &str = "How hard sparse_compress tries: fast, default or max";
-const DEVICE: &str = "Where work runs: auto or cpu";
+const DEVICE: &str = "Where what has GPU kernels (sparse_diff) runs: auto, cpu or cuda";
 const CACHE_DIR: &str =
     "Where fetched models and locks are kept; unset: SPARSE_CACHE, or ~/.cache/sparse";
 const OFFLINE: &str = "Use caches only, never the network; unset: as HF_HUB_OFFLINE says";
@@ -117,17 +108,13 @@ impl SparseConfig {
 
     /// Every option as (name, value, description).
     pub fn documented(&self) -> [(&'static str, Option<String>, &'static str); 6] {
-        let device = match self.device {
-            Device::Auto => "auto",
-            Device::Cpu => "cpu",
-        };
         [
             (
                 "sparse.cache_dir",
                 self.cache_dir.as_ref().map(|dir| dir.display().to_string()),
                 CACHE_DIR,
             ),
-            ("sparse.device", Some(device.to_owned()), DEVICE),
+            ("sparse.device", Some(self.device.to_string()), DEVICE),
             ("sparse.effort", Some(self.effort.to_string()), EFFORT),
             ("sparse.memory", Some(self.memory.to_string()), MEMORY),
             (
@@ -164,20 +151,17 @@ impl ExtensionOptions for SparseConfig {
                 Ok(effort) => self.effort = effort,
                 Err(error) => return refuse(format!("sparse.effort: {error}")),
             },
-            "device" => match value {
-                "auto" => self.device = Device::Auto,
-                "cpu" => self.device = Device::Cpu,
-                "cuda" | "gpu" => {
-                    return refuse(
-                        "sparse.device: no GPU is supported by this build; use 'auto' or 'cpu'"
-                            .to_owned(),
-                    );
-                }
-                _ => {
-                    return refuse(format!(
-                        "sparse.device: '{value}' is no device; use 'auto' or 'cpu'"
-                    ));
-                }
+            "device" => match value.parse() {
+                // Said here rather than by the first statement that would use it.
+                Ok(Device::Cuda) => match sparse_gpu::probe() {
+                    Ok(_) => self.device = Device::Cuda,
+                    Err(absent) => {
+                        let error = sparse_gpu::GpuError::from(absent);
+                        return refuse(format!("sparse.device: {error}"));
+                    }
+                },
+                Ok(device) => self.device = device,
+                Err(error) => return refuse(format!("sparse.device: {error}")),
             },
             "cache_dir" => {
                 self.cache_dir = (!value.is_empty()).then(|| PathBuf::from(value));
@@ -230,13 +214,11 @@ mod tests {
         let mut config = SparseConfig::default();
         config.set("effort", "max").unwrap();
         assert_eq!(config.effort, Effort::Max);
-        assert!(
-            config
-                .set("device", "cuda")
-                .unwrap_err()
-                .to_string()
-                .contains("no GPU")
-        );
+        let cuda = config.set("device", "cuda");
+        match sparse_gpu::probe() {
+            Ok(_) => assert_eq!(config.device, Device::Cuda),
+            Err(_) => assert!(cuda.unwrap_err().to_string().contains("no GPU")),
+        }
         assert!(
             config
                 .set("device", "tpu")

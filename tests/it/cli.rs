@@ -74,7 +74,6 @@ fn usage_errors_say_what_to_write() {
         "fast, default or max",
     );
     usage(&["compres"], "compress");
-    usage(&["features", "--device", "cuda"], "no GPU support");
     usage(&["features", "--device", "tpu"], "cuda");
     usage(&["sql", "-c", "SELEC 1"], "SELEC");
     usage(&["sql", "-c", "SELECT $x"], "--param x=VALUE");

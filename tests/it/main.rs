@@ -15,6 +15,7 @@ mod datasets;
 mod dependencies;
 mod docs;
 mod full_disk;
+mod gpu;
 mod hostile;
 mod kill;
 mod library;

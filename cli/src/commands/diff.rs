@@ -16,6 +16,7 @@ pub(super) async fn run(args: &Diff, context: &Context) -> Result<u8, Failure> {
     let bar = context.bar();
     let rows = sparse_delta::Diff::new(&args.base, &args.finetune)
         .threads(context.global.threads)
+        .device(context.device())
         .open_options(context.open_options(&bar))
         .progress(bar.callback())
         .cancel(context.cancel())

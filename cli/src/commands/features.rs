@@ -7,18 +7,22 @@ use crate::context::Context;
 use crate::failure::Failure;
 
 pub(super) fn run(context: &Context) -> Result<u8, Failure> {
-    let features = sparse_codec::features();
+    let features: Vec<(&str, String)> = sparse_codec::features()
+        .into_iter()
+        .map(|feature| (feature.name, feature.value))
+        .chain(sparse_gpu::features())
+        .collect();
     if context.global.json {
         let document: serde_json::Map<String, serde_json::Value> = features
             .into_iter()
-            .map(|feature| (feature.name.to_owned(), feature.value.into()))
+            .map(|(name, value)| (name.to_owned(), value.into()))
             .collect();
         print_json(&document.into())?;
         return Ok(0);
     }
     let mut out = std::io::stdout().lock();
-    for feature in features {
-        writeln!(out, "{:<15} {}", feature.name, feature.value)?;
+    for (name, value) in features {
+        writeln!(out, "{name:<15} {value}")?;
     }
     Ok(0)
 }

@@ -5,6 +5,7 @@
 //! each in a process whose loader finds it as `libcuda.so`.
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::cast_possible_truncation,
     reason = "a failed step is a failed test; numbers are made up"
 )]

@@ -134,6 +134,14 @@ fn the_probe_says_what_is_missing() {
     std::fs::write(&library, bytes).unwrap();
     probe_says(here, &[], "absent: the NVIDIA driver lacks cuMemHostAlloc");
 
-    std::fs::write(&library, "no library").unwrap();
+    // Under every name that is tried, so that a real driver is not found either.
+    for name in [
+        "libcuda.so",
+        "libcuda.so.1",
+        "libcuda.so.12",
+        "libnvcuda.so",
+    ] {
+        std::fs::write(here.join(name), "no library").unwrap();
+    }
     probe_says(here, &[], "absent: libcuda.so was not found");
 }

@@ -417,3 +417,14 @@ fn what_kernels_do_not_take_is_refused() {
             .is_empty()
     );
 }
+
+#[test]
+#[ignore = "needs a device"]
+fn everything_that_is_measured_runs() {
+    let all = sparse_gpu::measure(&device(), 32, 40).unwrap();
+    assert_eq!(all.len(), 7);
+    assert!(
+        all.iter().all(|m| m.bytes > 0 && m.seconds > 0.0),
+        "{all:?}"
+    );
+}

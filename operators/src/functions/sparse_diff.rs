@@ -82,6 +82,7 @@ impl Reader for SparseDiff {
         once(async move {
             let (_guard, cancel) = CancelOnDrop::new();
             let mut diff = Diff::new(required(&SPEC, &inputs, 0)?, required(&SPEC, &inputs, 1)?)
+                .device(request.config.device)
                 .open_options(request.config.open_options())
                 .cancel(cancel);
             if let Some(threads) = threads(&request) {

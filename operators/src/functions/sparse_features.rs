@@ -74,7 +74,9 @@ fn batch(config: &SparseConfig) -> Result<RecordBatch> {
             Some(feature.value.to_string()),
         )
     });
-    let devices = [("gpu".to_owned(), Some("none".to_owned()))];
+    let devices = sparse_gpu::features()
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), Some(value)));
     let options = config
         .documented()
         .into_iter()

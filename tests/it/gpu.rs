@@ -1,0 +1,133 @@
+//! Devices through the binary: without a GPU, and with the stand-in for one (`gpu/standin`).
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::support::{example, sparse, stderr};
+
+/// The binary, whose loader finds no driver, or the stand-in.
+fn on(work: &Path, standin: bool, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let folder = work.join(if standin { "driver" } else { "none" });
+    std::fs::create_dir_all(&folder).unwrap();
+    // A file that is no library hides a real driver, so that the test means the same on every machine.
+    let library = folder.join("libcuda.so");
+    if !library.exists() {
+        if standin {
+            let built = std::env::current_exe().unwrap();
+            std::fs::copy(built.with_file_name("libsparse_gpu_standin.so"), &library).unwrap();
+        } else {
+            std::fs::write(&library, "").unwrap();
+            for version in ["libcuda.so.1", "libcuda.so.12", "libnvcuda.so"] {
+                std::fs::write(folder.join(version), "").unwrap();
+            }
+        }
+    }
+    let mut command: Command = sparse(work);
+    command
+        .args(arguments)
+        .env("LD_LIBRARY_PATH", &folder)
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", stderr(output));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn features_show_the_device() {
+    let work = tempfile::tempdir().unwrap();
+    let none = stdout(&on(work.path(), false, &["features", "--json"], &[]));
+    let none: serde_json::Value = serde_json::from_str(&none).unwrap();
+    assert!(
+        none["gpu"]
+            .as_str()
+            .unwrap()
+            .starts_with("none: libcuda.so was not found")
+    );
+    let there = stdout(&on(work.path(), true, &["features", "--json"], &[]));
+    let there: serde_json::Value = serde_json::from_str(&there).unwrap();
+    assert!(
+        there["gpu"]
+            .as_str()
+            .unwrap()
+            .starts_with("Sparse stand-in")
+    );
+    assert_eq!(there["gpu_driver"], "CUDA 12.5");
+    assert!(there["gpu_kernels"].as_str().unwrap().contains("stats (9)"));
+    let sql = "SELECT value FROM sparse_features() WHERE name = 'gpu_driver'";
+    let there = stdout(&on(work.path(), true, &["sql", "-c", sql], &[]));
+    assert!(there.contains("CUDA 12.5"), "{there}");
+}
+
+#[test]
+fn a_gpu_that_must_be_there_and_is_not_is_an_error() {
+    let work = tempfile::tempdir().unwrap();
+    let set = "SET sparse.device = 'cuda'; SELECT 1";
+    for arguments in [
+        vec!["features", "--device", "cuda"],
+        vec!["diff", "--device", "cuda", "a", "b"],
+        vec!["sql", "-c", set],
+    ] {
+        let output = on(work.path(), false, &arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        let text = stderr(&output);
+        assert!(
+            text.contains("no GPU can be used: libcuda.so was not found")
+                && text.contains("device auto or cpu"),
+            "{text}"
+        );
+    }
+    assert!(
+        on(work.path(), true, &["sql", "-c", set], &[])
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn a_diff_is_the_same_everywhere() {
+    let work = tempfile::tempdir().unwrap();
+    let (base, tuned) = (example("base"), example("sft"));
+    let diff = |standin: bool, device: &str, variables: &[(&str, &str)]| {
+        let arguments = [
+            "diff",
+            &base,
+            &tuned,
+            "--json",
+            "--device",
+            device,
+            "--threads",
+            "2",
+            "--log",
+            "warn",
+        ];
+        on(work.path(), standin, &arguments, variables)
+    };
+    let wanted = stdout(&diff(false, "cpu", &[]));
+    assert_eq!(stdout(&diff(false, "auto", &[])), wanted);
+    // That a GPU computes is seen by what happens when its launches fail.
+    assert_eq!(stdout(&diff(true, "cuda", &[])), wanted);
+    let failing = [("SPARSE_STANDIN_FAIL", "launch:2")];
+    let auto = diff(true, "auto", &failing);
+    assert_eq!(stdout(&auto), wanted);
+    assert!(
+        stderr(&auto).contains("going on on the CPU"),
+        "{}",
+        stderr(&auto)
+    );
+    let cuda = diff(true, "cuda", &failing);
+    assert_eq!(cuda.status.code(), Some(1));
+    let text = stderr(&cuda);
+    assert!(
+        text.contains("the GPU failed") && text.contains("device cpu"),
+        "{text}"
+    );
+    // A device without memory is a device that fails.
+    let small = [("SPARSE_STANDIN_MEMORY", "1000")];
+    assert_eq!(stdout(&diff(true, "auto", &small)), wanted);
+    let text = stderr(&diff(true, "cuda", &small));
+    assert!(text.contains("the GPU's memory is full"), "{text}");
+}
