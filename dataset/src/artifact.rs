@@ -8,7 +8,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
-use sparse_delta::{Blob, DeltaError};
+use sparse_delta::{Blob, DeltaError, support};
 use sparse_store::Map;
 
 use crate::DatasetError;
@@ -121,10 +121,14 @@ impl Artifact {
         let schema = if ipc.is_empty() {
             None
         } else {
-            let reader = StreamReader::try_new(Cursor::new(ipc), None).map_err(|error| {
-                DatasetError::damaged(format!("a schema cannot be read: {error}"))
-            })?;
-            Some(Arc::clone(&reader.schema()))
+            let bad = |problem: &dyn std::fmt::Display| {
+                DatasetError::damaged(format!("a schema cannot be read: {problem}"))
+            };
+            // The reader of a schema that is none may panic rather than say so.
+            let reader = support::guarded(|| Ok(StreamReader::try_new(Cursor::new(ipc), None)))
+                .map_err(|_| bad(&"it is none of Arrow's"))?
+                .map_err(|error| bad(&error))?;
+            Some(reader.schema())
         };
         let stored: Stored = serde_json::from_slice(json)
             .map_err(|error| DatasetError::damaged(format!("a plan cannot be read: {error}")))?;
