@@ -17,7 +17,7 @@ use crate::input::{Dataset, Format, Rows};
 use crate::manifest::{
     BaseSplit, DatasetManifest, FORMAT_VERSION, MANIFEST, PAYLOAD, SizeStats, SplitEntry,
 };
-use crate::output::Writer;
+use crate::output::{self, Writer};
 use crate::pair::{self, Pair};
 use crate::split;
 use crate::table::LogicalHash;
@@ -92,6 +92,8 @@ pub struct CompressOutcome {
     pub manifest: DatasetManifest,
     /// How long it took.
     pub elapsed: Duration,
+    /// How long of that rows were matched.
+    pub matching: Duration,
 }
 
 impl Compress {
@@ -321,6 +323,7 @@ impl Job {
         let mut payload = Vec::new();
         let mut entries = Vec::new();
         let mut sizes = SizeStats::default();
+        let mut matching = Duration::ZERO;
         let count = self.splits.len() as f64;
         let mut used = std::collections::HashSet::new();
         for (at, (name, rows)) in self.splits.iter().enumerate() {
@@ -333,9 +336,10 @@ impl Job {
                     sizes.base_size_bytes += base_rows.bytes();
                 }
             }
+            matching += pair.matching;
             sizes.derivative_size_bytes += rows.bytes();
             self.tell(&format!("coding {name}"), (at as f64 + 0.2) / count);
-            let coded = split::encode(&pair, limits(self.effort), &|| self.check())?;
+            let coded = split::encode(&pair, limits(self.effort), self.memory, &|| self.check())?;
             let same_schema = crate::canonical::describe(&pair.base.schema)
                 == crate::canonical::describe(&pair.derivative.schema);
             let schema = (!same_schema).then_some(&pair.derivative.schema);
@@ -366,7 +370,7 @@ impl Job {
         };
         let stored = manifest.sealed(payload.len() as u64)?;
         self.tell("writing", 0.99);
-        self.place(manifest, &stored, &payload)
+        self.place(manifest, matching, &stored, &payload)
     }
 
     fn entry(
@@ -384,10 +388,20 @@ impl Job {
         if let [(_, rows)] = files.as_mut_slice() {
             *rows = total;
         }
+        let schema = &pair.derivative.schema;
         let format = match rows.format() {
-            format @ (Format::Csv | Format::Jsonl) if !survives(rows, pair, format, scratch)? => {
+            Format::Csv | Format::Jsonl if !survives(rows, pair, rows.format(), scratch)? => {
                 Format::Parquet
             }
+            format => format,
+        };
+        let format = match format {
+            Format::Parquet if !output::parquet_keeps(schema) => Format::Arrow,
+            format => format,
+        };
+        let format = match format {
+            // A file of Arrow's holds one dictionary per column, a stream as many as are needed.
+            Format::Arrow if output::has_dictionary(schema) => Format::ArrowStream,
             format => format,
         };
         if format != rows.format() || files.is_empty() {
@@ -443,6 +457,7 @@ impl Job {
     fn place(
         self,
         manifest: DatasetManifest,
+        matching: Duration,
         stored: &[u8],
         payload: &[u8],
     ) -> Result<StagedDelta, DatasetError> {
@@ -451,6 +466,7 @@ impl Job {
             path: None,
             manifest,
             elapsed: Duration::ZERO,
+            matching,
         };
         let write = |folder: &Path| -> Result<(), DatasetError> {
             for (name, bytes) in [(PAYLOAD, payload), (MANIFEST, stored)] {

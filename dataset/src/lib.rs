@@ -12,13 +12,17 @@ mod compress;
 mod effort;
 mod error;
 mod free;
+mod gate;
 mod input;
 mod manifest;
 mod matching;
 mod order;
 mod output;
 mod pair;
+#[cfg(test)]
+mod property;
 mod reconstruct;
+mod shuffle;
 mod split;
 mod table;
 

@@ -10,7 +10,7 @@ use crate::DatasetError;
 use crate::input::Format;
 
 /// The version of the artifact format this program writes, and the latest it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 1;
 
 /// The files of an artifact.
 pub(crate) const MANIFEST: &str = "manifest.json";

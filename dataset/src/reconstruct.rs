@@ -327,7 +327,7 @@ impl Job {
                 });
             }
         }
-        let decoded = split::decode(&plan, &streams, &base, &schema)?;
+        let decoded = split::decode(&plan, &streams, &base, &schema, self.memory)?;
         if decoded.rows() as u64 != entry.rows {
             return Err(DatasetError::damaged("the numbers of rows do not add up"));
         }
@@ -335,6 +335,11 @@ impl Job {
         let mut start = 0;
         for (path, rows) in &entry.files {
             let end = start + usize::try_from(*rows).unwrap_or(0);
+            if end > decoded.rows() {
+                return Err(DatasetError::damaged(
+                    "the files have more rows than there are",
+                ));
+            }
             let file = match place {
                 Some(place) if single_file => Some(place.to_path_buf()),
                 Some(place) => Some(safe_join(place, path)?),
@@ -348,10 +353,11 @@ impl Job {
                 if self.cancel.is_cancelled() {
                     return Err(DeltaError::Cancelled.into());
                 }
-                let batch = decoded.batch(start + from, start + to)?;
-                hash.update(&batch)?;
-                if let Some(writer) = &mut writer {
-                    writer.write(&batch)?;
+                for batch in decoded.batches(start + from, start + to)? {
+                    hash.update(&batch)?;
+                    if let Some(writer) = &mut writer {
+                        writer.write(&batch)?;
+                    }
                 }
             }
             if let (Some(writer), Some(file)) = (writer, &file) {

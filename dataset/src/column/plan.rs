@@ -17,8 +17,13 @@ pub(crate) struct Plan {
     pub(crate) method: Method,
     /// Cells that are stored, for they are not as predicted.
     pub(crate) cells: u64,
+    /// Bytes of them.
+    pub(crate) bytes: u64,
     /// Bytes of the longest.
     pub(crate) longest: u64,
+    /// Whether few contexts are mixed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) shallow: bool,
     /// Log of the lines of the models.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) log_lines: u32,
