@@ -16,11 +16,12 @@ use sparse_store::OpenOptions;
 
 use crate::DatasetError;
 use crate::artifact;
-use crate::column::{self, Items, Method, Plan, Priced, Source, Weight};
+use crate::column::{self, Budget, Items, Method, Plan, Priced, Source, Weight};
 use crate::compress::{Input, MEMORY, MIN_MEMORY, named};
 use crate::effort::limits;
+use crate::gate::Gate;
 use crate::input::{Dataset, Format, Rows};
-use crate::manifest::{BaseSplit, DatasetManifest, SizeStats, SplitEntry};
+use crate::manifest::{DatasetManifest, SizeStats, SplitEntry};
 use crate::matching::sampled;
 use crate::pair::{self, Pair};
 use crate::split::{Coded, Split};
@@ -213,8 +214,9 @@ impl Job {
         self.tell(&format!("reading {}", self.name), 0.0);
         let pair = Pair::load(&self.base, &self.name, &self.rows, &room, &|| self.check())
             .map_err(|error| named(error, &self.derivative, &self.name))?;
-        let split = Split::new(&pair)?;
-        let sources = split.sources()?;
+        let split = Split::new(&pair, self.memory)?;
+        let items = split.items();
+        let sources = split.with_others(&items, |others| split.sources(others))?;
         let sample = Sample::take(&split, &sources, self.sample);
         self.tell(&format!("coding a sample of {}", self.name), 0.5);
         let (coded, bytes) = self.columns(&pair, &split, &sources, &sample)?;
@@ -248,38 +250,44 @@ impl Job {
         sources: &[Source],
         sample: &Sample,
     ) -> Result<(Vec<(Plan, Vec<u8>)>, u64), DatasetError> {
-        let limits = limits(self.effort);
+        let targets = split.targets();
         let all = split.items();
         let kept = [all.kept.len()];
         let all = Items {
             marks: &kept,
             ..all
         };
-        let weights: Vec<Weight> = split.with_others(&all, |others| {
-            sources
-                .par_iter()
-                .enumerate()
-                .map(|(at, source)| {
-                    self.check()?;
-                    column::weigh(source.clone(), &split.target(at), &all, others)
-                })
-                .collect::<Result<_, DatasetError>>()
-        })?;
+        let weigh = |items: &Items<'_>| -> Result<Vec<(Plan, Weight)>, DatasetError> {
+            split.with_others(items, |others| {
+                sources
+                    .par_iter()
+                    .zip(&targets)
+                    .map(|(source, target)| {
+                        self.check()?;
+                        column::weigh(source.clone(), target, items, others)
+                    })
+                    .collect()
+            })
+        };
         let items = sample.items();
+        let (whole, some) = (weigh(&all)?, weigh(&items)?);
+        let plans: Vec<Plan> = whole.iter().map(|(plan, _)| plan.clone()).collect();
+        let budget = Budget::new(limits(self.effort), &plans);
+        let gate = Gate::new(self.memory / 4);
         let priced: Vec<(Priced, f64)> = split.with_others(&items, |others| {
-            sources
+            whole
                 .par_iter()
-                .zip(&weights)
-                .enumerate()
-                .map(|(at, (source, whole))| {
+                .zip(some)
+                .zip(&targets)
+                .map(|(((all, whole), (plan, weight)), target)| {
                     self.check()?;
-                    let target = split.target(at);
-                    let weight = column::weigh(source.clone(), &target, &items, others)?;
-                    let bytes = Some(whole.bytes);
-                    let (source, rows) = (source.clone(), pair.base.rows);
-                    let priced =
-                        column::price(source, &target, &items, others, limits, rows, bytes)?;
-                    let cost = extrapolated(whole, &weight, &priced);
+                    let share = all.bytes as f64 / plan.bytes.max(1) as f64;
+                    // Models are as large, and learn as much, as for the whole.
+                    let bytes = all.bytes;
+                    let plan = Plan { bytes, ..plan };
+                    let rows = pair.base.rows;
+                    let priced = column::price(plan, target, &items, others, &budget, rows, &gate)?;
+                    let cost = extrapolated(whole, &weight, &priced, share);
                     Ok((priced, cost))
                 })
                 .collect::<Result<_, DatasetError>>()
@@ -311,7 +319,7 @@ impl Job {
         };
         let mut payload = Vec::new();
         let plan = artifact::append(&mut payload, &fixed, schema)?;
-        let hash = blake3::hash(&payload).to_hex().to_string();
+        let hash = blake3::hash(&payload);
         let rows = pair.derivative.rows as u64;
         let of_base = self.base.splits().iter();
         let sizes = SizeStats {
@@ -322,16 +330,9 @@ impl Job {
             derivative_size_bytes: self.rows.bytes(),
             ..SizeStats::default()
         };
-        let parts = pair.splits.iter().zip(&pair.base.parts);
         let entry = SplitEntry {
             name: self.name.clone(),
-            base: parts
-                .map(|(name, part)| BaseSplit {
-                    name: name.clone(),
-                    rows: part.rows,
-                    hash: part.hash.clone(),
-                })
-                .collect(),
+            base: pair.base_splits(),
             rows,
             shared: coded.plan.kept.saturating_sub(coded.plan.edited),
             edited: coded.plan.edited,
@@ -342,24 +343,14 @@ impl Job {
             files: vec![(format!("{}.{}", self.name, Format::Parquet.ending()), rows)],
             plan,
         };
-        let mut manifest = DatasetManifest {
-            version: "1.0".to_owned(),
-            delta_type: crate::info::DELTA_TYPE.to_owned(),
-            base_dataset_id: self.base.id().to_owned(),
-            derivative_dataset_id: self.derivative.id().to_owned(),
-            created_at: support::timestamp(),
-            format_version: crate::manifest::FORMAT_VERSION,
-            key: hash.clone(),
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            effort: self.effort.to_string(),
-            num_shared_samples: coded.plan.kept,
-            num_new_samples: coded.plan.new,
-            size_stats: sizes,
-            single_file: self.derivative.is_file(),
-            splits: vec![entry],
-            payload: hash,
-            seal: String::new(),
-        };
+        let mut manifest = DatasetManifest::new(
+            (&self.base, &self.derivative),
+            self.effort,
+            hash.to_hex().to_string(),
+            vec![entry],
+            sizes,
+            hash,
+        );
         manifest.sealed(payload.len() as u64 + columns)?;
         Ok(manifest.size_stats)
     }
@@ -370,11 +361,11 @@ const KEPT_PARTS: usize = 4;
 const NEW_PARTS: usize = 2;
 
 /// What a column costs, by what its sample costs.
-fn extrapolated(whole: &Weight, sample: &Weight, priced: &Priced) -> f64 {
+fn extrapolated(whole: &Weight, sample: &Weight, priced: &Priced, share: f64) -> f64 {
     let total = priced.stream.len() as f64;
     if priced.plan.method == Method::Parquet {
         // One file of all cells: as many times larger as there is more in it.
-        return total * whole.bytes as f64 / sample.bytes.max(1) as f64;
+        return total * share;
     }
     let point = |at: usize| {
         let told = sample.at_marks.get(at).copied().unwrap_or(sample.told);
@@ -453,9 +444,9 @@ impl Sample {
         let kept = items.kept.len();
         let targets: Vec<_> = sources
             .iter()
-            .enumerate()
-            .filter(|(_, source)| **source == Source::Base)
-            .map(|(at, _)| split.target(at))
+            .zip(split.targets())
+            .filter(|(source, _)| **source == Source::Base)
+            .map(|(_, target)| target)
             .collect();
         let is_edited: Vec<bool> = (0..kept)
             .into_par_iter()
