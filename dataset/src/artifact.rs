@@ -2,13 +2,12 @@
 
 use std::io::Cursor;
 use std::path::Path;
-use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
-use sparse_delta::{Blob, DeltaError};
+use sparse_delta::{Blob, DeltaError, support};
 use sparse_store::Map;
 
 use crate::DatasetError;
@@ -22,7 +21,6 @@ const MAX_PLAN: u64 = 256 << 20;
 /// What the plan of a split says, besides its schema.
 #[derive(Debug, Serialize, Deserialize)]
 struct Stored {
-    /// Bytes of the schema (Arrow IPC) before this; 0 where it is the base's.
     split: SplitPlan,
     /// Bytes of each stream.
     streams: Vec<u64>,
@@ -92,50 +90,56 @@ impl Artifact {
     }
 
     /// The plan of a split, its schema (`None`: the base's), and its streams.
-    pub(crate) fn split(
-        &self,
-        entry: &SplitEntry,
-    ) -> Result<(SplitPlan, Option<SchemaRef>, Vec<&[u8]>), DatasetError> {
-        let bytes = self.payload.bytes();
-        let outside = || DatasetError::damaged("a split lies outside the payload");
-        let range = |start: u64, size: u64| {
-            let start = usize::try_from(start).ok()?;
-            let end = start.checked_add(usize::try_from(size).ok()?)?;
-            bytes.get(start..end)
-        };
-        let Blob {
-            offset, size, raw, ..
-        } = entry.plan;
-        if raw > MAX_PLAN {
-            return Err(DatasetError::damaged("a plan is too large"));
-        }
-        let packed = range(offset, size).ok_or_else(outside)?;
-        let plan =
-            zstd::bulk::decompress(packed, usize::try_from(raw).unwrap_or(0)).map_err(|error| {
-                DatasetError::damaged(format!("a plan cannot be unpacked: {error}"))
-            })?;
-        let short = || DatasetError::damaged("a plan ends early");
-        let (length, rest) = plan.split_first_chunk::<8>().ok_or_else(short)?;
-        let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let (ipc, json) = rest.split_at_checked(length).ok_or_else(short)?;
-        let schema = if ipc.is_empty() {
-            None
-        } else {
-            let reader = StreamReader::try_new(Cursor::new(ipc), None).map_err(|error| {
-                DatasetError::damaged(format!("a schema cannot be read: {error}"))
-            })?;
-            Some(Arc::clone(&reader.schema()))
-        };
-        let stored: Stored = serde_json::from_slice(json)
-            .map_err(|error| DatasetError::damaged(format!("a plan cannot be read: {error}")))?;
-        let mut at = offset + size;
-        let mut streams = Vec::new();
-        for size in stored.streams {
-            streams.push(range(at, size).ok_or_else(outside)?);
-            at += size;
-        }
-        Ok((stored.split, schema, streams))
+    pub(crate) fn split(&self, entry: &SplitEntry) -> Result<Parts<'_>, DatasetError> {
+        read(self.payload.bytes(), entry.plan)
     }
+}
+
+/// The plan of a split, its schema (`None`: the base's), and its streams.
+type Parts<'a> = (SplitPlan, Option<SchemaRef>, Vec<&'a [u8]>);
+
+/// What [`append`] has written.
+pub(crate) fn read(bytes: &[u8], plan: Blob) -> Result<Parts<'_>, DatasetError> {
+    let outside = || DatasetError::damaged("a split lies outside the payload");
+    let range = |start: u64, size: u64| {
+        let start = usize::try_from(start).ok()?;
+        let end = start.checked_add(usize::try_from(size).ok()?)?;
+        bytes.get(start..end)
+    };
+    let Blob {
+        offset, size, raw, ..
+    } = plan;
+    if raw > MAX_PLAN {
+        return Err(DatasetError::damaged("a plan is too large"));
+    }
+    let packed = range(offset, size).ok_or_else(outside)?;
+    let plan = zstd::bulk::decompress(packed, usize::try_from(raw).unwrap_or(0))
+        .map_err(|error| DatasetError::damaged(format!("a plan cannot be unpacked: {error}")))?;
+    let short = || DatasetError::damaged("a plan ends early");
+    let (length, rest) = plan.split_first_chunk::<8>().ok_or_else(short)?;
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    let (ipc, json) = rest.split_at_checked(length).ok_or_else(short)?;
+    let schema = if ipc.is_empty() {
+        None
+    } else {
+        let bad = |problem: &dyn std::fmt::Display| {
+            DatasetError::damaged(format!("a schema cannot be read: {problem}"))
+        };
+        // The reader of a schema that is none may panic rather than say so.
+        let reader = support::guarded(|| Ok(StreamReader::try_new(Cursor::new(ipc), None)))
+            .map_err(|_| bad(&"it is none of Arrow's"))?
+            .map_err(|error| bad(&error))?;
+        Some(reader.schema())
+    };
+    let stored: Stored = serde_json::from_slice(json)
+        .map_err(|error| DatasetError::damaged(format!("a plan cannot be read: {error}")))?;
+    let mut at = offset.checked_add(size).ok_or_else(outside)?;
+    let mut streams = Vec::new();
+    for size in stored.streams {
+        streams.push(range(at, size).ok_or_else(outside)?);
+        at += size;
+    }
+    Ok((stored.split, schema, streams))
 }
 
 /// The bytes of the payload that belong to each split: its plan and the streams behind it.

@@ -66,6 +66,15 @@ pub(crate) enum Shape {
 }
 
 impl Shape {
+    /// How many parts it has that are no other's.
+    pub(crate) fn leaves(&self) -> usize {
+        match self {
+            Self::List(child) | Self::FixedList(_, child) => child.leaves(),
+            Self::Struct(parts) => parts.iter().map(Self::leaves).sum::<usize>().max(1),
+            _ => 1,
+        }
+    }
+
     pub(crate) fn of(ty: &DataType) -> Result<Self, DatasetError> {
         Ok(match ty {
             DataType::Null => Self::Null,
@@ -165,6 +174,18 @@ impl Cells {
         }
     }
 
+    /// The bytes of a string, binary or number as they lie in memory; `None` for null and for other types. Of two columns of one
+    /// type, equal bytes are equal values.
+    pub(crate) fn plain(&self, row: usize) -> Option<&[u8]> {
+        match &self.kind {
+            Kind::Fixed { values, width, .. } if !self.is_null(row) => {
+                let at = (self.offset + row) * width;
+                Some(&values[at..at + width])
+            }
+            _ => self.text(row),
+        }
+    }
+
     /// Appends the cell of a row.
     pub(crate) fn write(&self, row: usize, out: &mut Vec<u8>) {
         if self.is_null(row) {
@@ -225,8 +246,8 @@ impl Cells {
         hasher: &ahash::RandomState,
         scratch: &mut Vec<u8>,
     ) -> u64 {
-        if let Some(text) = self.text(row) {
-            return hasher.hash_one(text);
+        if let Some(plain) = self.plain(row) {
+            return hasher.hash_one(plain);
         }
         scratch.clear();
         self.write(row, scratch);
@@ -251,10 +272,6 @@ pub(crate) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rest.is_empty()
     }
 
     pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], DatasetError> {

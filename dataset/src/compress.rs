@@ -14,10 +14,8 @@ use crate::artifact;
 use crate::effort::limits;
 use crate::error::During;
 use crate::input::{Dataset, Format, Rows};
-use crate::manifest::{
-    BaseSplit, DatasetManifest, FORMAT_VERSION, MANIFEST, PAYLOAD, SizeStats, SplitEntry,
-};
-use crate::output::Writer;
+use crate::manifest::{DatasetManifest, FORMAT_VERSION, MANIFEST, PAYLOAD, SizeStats, SplitEntry};
+use crate::output::{self, Writer};
 use crate::pair::{self, Pair};
 use crate::split;
 use crate::table::LogicalHash;
@@ -92,6 +90,8 @@ pub struct CompressOutcome {
     pub manifest: DatasetManifest,
     /// How long it took.
     pub elapsed: Duration,
+    /// How long of that rows were matched.
+    pub matching: Duration,
 }
 
 impl Compress {
@@ -321,6 +321,7 @@ impl Job {
         let mut payload = Vec::new();
         let mut entries = Vec::new();
         let mut sizes = SizeStats::default();
+        let mut matching = Duration::ZERO;
         let count = self.splits.len() as f64;
         let mut used = std::collections::HashSet::new();
         for (at, (name, rows)) in self.splits.iter().enumerate() {
@@ -333,9 +334,10 @@ impl Job {
                     sizes.base_size_bytes += base_rows.bytes();
                 }
             }
+            matching += pair.matching;
             sizes.derivative_size_bytes += rows.bytes();
             self.tell(&format!("coding {name}"), (at as f64 + 0.2) / count);
-            let coded = split::encode(&pair, limits(self.effort), &|| self.check())?;
+            let coded = split::encode(&pair, limits(self.effort), self.memory, &|| self.check())?;
             let same_schema = crate::canonical::describe(&pair.base.schema)
                 == crate::canonical::describe(&pair.derivative.schema);
             let schema = (!same_schema).then_some(&pair.derivative.schema);
@@ -343,30 +345,17 @@ impl Job {
             entries.push(self.entry(name, rows, &pair, &coded, plan, &scratch)?);
         }
         let key = self.key(&entries);
-        let mut manifest = DatasetManifest {
-            version: "1.0".to_owned(),
-            delta_type: "dataset_delta".to_owned(),
-            base_dataset_id: self.base.id().to_owned(),
-            derivative_dataset_id: self.derivative.id().to_owned(),
-            created_at: support::timestamp(),
-            format_version: FORMAT_VERSION,
+        let mut manifest = DatasetManifest::new(
+            (&self.base, &self.derivative),
+            self.effort,
             key,
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            effort: self.effort.to_string(),
-            num_shared_samples: entries
-                .iter()
-                .map(|e: &SplitEntry| e.shared + e.edited)
-                .sum(),
-            num_new_samples: entries.iter().map(|e| e.new).sum(),
-            size_stats: sizes,
-            single_file: self.derivative.is_file(),
-            splits: entries,
-            payload: blake3::hash(&payload).to_hex().to_string(),
-            seal: String::new(),
-        };
+            entries,
+            sizes,
+            blake3::hash(&payload),
+        );
         let stored = manifest.sealed(payload.len() as u64)?;
         self.tell("writing", 0.99);
-        self.place(manifest, &stored, &payload)
+        self.place(manifest, matching, &stored, &payload)
     }
 
     fn entry(
@@ -384,25 +373,28 @@ impl Job {
         if let [(_, rows)] = files.as_mut_slice() {
             *rows = total;
         }
+        let schema = &pair.derivative.schema;
         let format = match rows.format() {
-            format @ (Format::Csv | Format::Jsonl) if !survives(rows, pair, format, scratch)? => {
+            Format::Csv | Format::Jsonl if !survives(rows, pair, rows.format(), scratch)? => {
                 Format::Parquet
             }
+            format => format,
+        };
+        let format = match format {
+            Format::Parquet if !output::parquet_keeps(schema) => Format::Arrow,
+            format => format,
+        };
+        let format = match format {
+            // A file of Arrow's holds one dictionary per column, a stream as many as are needed.
+            Format::Arrow if output::has_dictionary(schema) => Format::ArrowStream,
             format => format,
         };
         if format != rows.format() || files.is_empty() {
             files = vec![(format!("{name}.{}", format.ending()), total)];
         }
-        let base = pair.splits.iter().zip(&pair.base.parts);
         Ok(SplitEntry {
             name: name.to_owned(),
-            base: base
-                .map(|(name, part)| BaseSplit {
-                    name: name.clone(),
-                    rows: part.rows,
-                    hash: part.hash.clone(),
-                })
-                .collect(),
+            base: pair.base_splits(),
             rows: total,
             shared: plan_of.kept - plan_of.edited,
             edited: plan_of.edited,
@@ -443,6 +435,7 @@ impl Job {
     fn place(
         self,
         manifest: DatasetManifest,
+        matching: Duration,
         stored: &[u8],
         payload: &[u8],
     ) -> Result<StagedDelta, DatasetError> {
@@ -451,6 +444,7 @@ impl Job {
             path: None,
             manifest,
             elapsed: Duration::ZERO,
+            matching,
         };
         let write = |folder: &Path| -> Result<(), DatasetError> {
             for (name, bytes) in [(PAYLOAD, payload), (MANIFEST, stored)] {

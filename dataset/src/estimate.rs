@@ -1,8 +1,8 @@
 //! `Estimate`: what a delta would cost, without making it.
 //!
 //! Both sides are read and their rows matched, so that the counts, the order of the rows and what there is to store are exact.
-//! Only the coding, where the time goes, is done on a sample: edited rows, as large a share of the others, and new ones. What
-//! the second half of the sample costs beyond the first, for what it has to tell, is what the rest costs.
+//! Only the coding, where the time goes, is done on a sample: edited rows, as large a share of the others, and new ones. Models
+//! learn while they code, so that what is told costs less and less: the curve of that is read off parts of the sample.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,11 +16,12 @@ use sparse_store::OpenOptions;
 
 use crate::DatasetError;
 use crate::artifact;
-use crate::column::{self, Items, Method, Plan, Priced, Source, Weight};
+use crate::column::{self, Budget, Items, Method, Plan, Priced, Source, Weight};
 use crate::compress::{Input, MEMORY, MIN_MEMORY, named};
 use crate::effort::limits;
+use crate::gate::Gate;
 use crate::input::{Dataset, Format, Rows};
-use crate::manifest::{BaseSplit, DatasetManifest, SizeStats, SplitEntry};
+use crate::manifest::{DatasetManifest, SizeStats, SplitEntry};
 use crate::matching::sampled;
 use crate::pair::{self, Pair};
 use crate::split::{Coded, Split};
@@ -213,8 +214,9 @@ impl Job {
         self.tell(&format!("reading {}", self.name), 0.0);
         let pair = Pair::load(&self.base, &self.name, &self.rows, &room, &|| self.check())
             .map_err(|error| named(error, &self.derivative, &self.name))?;
-        let split = Split::new(&pair)?;
-        let sources = split.sources()?;
+        let split = Split::new(&pair, self.memory)?;
+        let items = split.items();
+        let sources = split.with_others(&items, |others| split.sources(others))?;
         let sample = Sample::take(&split, &sources, self.sample);
         self.tell(&format!("coding a sample of {}", self.name), 0.5);
         let (coded, bytes) = self.columns(&pair, &split, &sources, &sample)?;
@@ -248,38 +250,44 @@ impl Job {
         sources: &[Source],
         sample: &Sample,
     ) -> Result<(Vec<(Plan, Vec<u8>)>, u64), DatasetError> {
-        let limits = limits(self.effort);
+        let targets = split.targets();
         let all = split.items();
         let kept = [all.kept.len()];
         let all = Items {
             marks: &kept,
             ..all
         };
-        let weights: Vec<Weight> = split.with_others(&all, |others| {
-            sources
-                .par_iter()
-                .enumerate()
-                .map(|(at, source)| {
-                    self.check()?;
-                    column::weigh(source.clone(), &split.target(at), &all, others)
-                })
-                .collect::<Result<_, DatasetError>>()
-        })?;
+        let weigh = |items: &Items<'_>| -> Result<Vec<(Plan, Weight)>, DatasetError> {
+            split.with_others(items, |others| {
+                sources
+                    .par_iter()
+                    .zip(&targets)
+                    .map(|(source, target)| {
+                        self.check()?;
+                        column::weigh(source.clone(), target, items, others)
+                    })
+                    .collect()
+            })
+        };
         let items = sample.items();
+        let (whole, some) = (weigh(&all)?, weigh(&items)?);
+        let plans: Vec<Plan> = whole.iter().map(|(plan, _)| plan.clone()).collect();
+        let budget = Budget::new(limits(self.effort), &plans);
+        let gate = Gate::new(self.memory / 4);
         let priced: Vec<(Priced, f64)> = split.with_others(&items, |others| {
-            sources
+            whole
                 .par_iter()
-                .zip(&weights)
-                .enumerate()
-                .map(|(at, (source, whole))| {
+                .zip(some)
+                .zip(&targets)
+                .map(|(((all, whole), (plan, weight)), target)| {
                     self.check()?;
-                    let target = split.target(at);
-                    let weight = column::weigh(source.clone(), &target, &items, others)?;
-                    let bytes = Some(whole.bytes);
-                    let (source, rows) = (source.clone(), pair.base.rows);
-                    let priced =
-                        column::price(source, &target, &items, others, limits, rows, bytes)?;
-                    let cost = extrapolated(whole, &weight, &priced);
+                    let share = all.bytes as f64 / plan.bytes.max(1) as f64;
+                    // Models are as large, and learn as much, as for the whole.
+                    let bytes = all.bytes;
+                    let plan = Plan { bytes, ..plan };
+                    let rows = pair.base.rows;
+                    let priced = column::price(plan, target, &items, others, &budget, rows, &gate)?;
+                    let cost = extrapolated(whole, &weight, &priced, share);
                     Ok((priced, cost))
                 })
                 .collect::<Result<_, DatasetError>>()
@@ -311,7 +319,7 @@ impl Job {
         };
         let mut payload = Vec::new();
         let plan = artifact::append(&mut payload, &fixed, schema)?;
-        let hash = blake3::hash(&payload).to_hex().to_string();
+        let hash = blake3::hash(&payload);
         let rows = pair.derivative.rows as u64;
         let of_base = self.base.splits().iter();
         let sizes = SizeStats {
@@ -322,16 +330,9 @@ impl Job {
             derivative_size_bytes: self.rows.bytes(),
             ..SizeStats::default()
         };
-        let parts = pair.splits.iter().zip(&pair.base.parts);
         let entry = SplitEntry {
             name: self.name.clone(),
-            base: parts
-                .map(|(name, part)| BaseSplit {
-                    name: name.clone(),
-                    rows: part.rows,
-                    hash: part.hash.clone(),
-                })
-                .collect(),
+            base: pair.base_splits(),
             rows,
             shared: coded.plan.kept.saturating_sub(coded.plan.edited),
             edited: coded.plan.edited,
@@ -342,65 +343,97 @@ impl Job {
             files: vec![(format!("{}.{}", self.name, Format::Parquet.ending()), rows)],
             plan,
         };
-        let mut manifest = DatasetManifest {
-            version: "1.0".to_owned(),
-            delta_type: crate::info::DELTA_TYPE.to_owned(),
-            base_dataset_id: self.base.id().to_owned(),
-            derivative_dataset_id: self.derivative.id().to_owned(),
-            created_at: support::timestamp(),
-            format_version: crate::manifest::FORMAT_VERSION,
-            key: hash.clone(),
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            effort: self.effort.to_string(),
-            num_shared_samples: coded.plan.kept,
-            num_new_samples: coded.plan.new,
-            size_stats: sizes,
-            single_file: self.derivative.is_file(),
-            splits: vec![entry],
-            payload: hash,
-            seal: String::new(),
-        };
+        let mut manifest = DatasetManifest::new(
+            (&self.base, &self.derivative),
+            self.effort,
+            hash.to_hex().to_string(),
+            vec![entry],
+            sizes,
+            hash,
+        );
         manifest.sealed(payload.len() as u64 + columns)?;
         Ok(manifest.size_stats)
     }
 }
 
+/// Parts of the kept items, and of the new ones, after which it is noted what they cost.
+const KEPT_PARTS: usize = 4;
+const NEW_PARTS: usize = 2;
+
 /// What a column costs, by what its sample costs.
-fn extrapolated(whole: &Weight, sample: &Weight, priced: &Priced) -> f64 {
+fn extrapolated(whole: &Weight, sample: &Weight, priced: &Priced, share: f64) -> f64 {
     let total = priced.stream.len() as f64;
     if priced.plan.method == Method::Parquet {
         // One file of all cells: as many times larger as there is more in it.
-        return total * whole.bytes as f64 / sample.bytes.max(1) as f64;
+        return total * share;
     }
-    let told = |weight: &Weight, at: usize| weight.at_marks.get(at).copied().unwrap_or(0) as f64;
-    let cost = |at: usize| priced.at_marks.get(at).copied().unwrap_or(0) as f64;
-    let [half, kept, new_half] = [0, 1, 2];
-    let rest_kept = told(whole, 0) - told(sample, kept);
-    let rest_new = (whole.told as f64 - told(whole, 0)) - (sample.told as f64 - told(sample, kept));
-    // The price of a byte told: in the second half, where that tells enough to know it, or else from the start.
-    let price = |start: (f64, f64), half: usize, end: (f64, f64)| {
-        let half = (cost(half), told(sample, half));
-        let from = if (end.1 - half.1) * 4.0 >= end.1 - start.1 {
-            half
-        } else {
-            start
-        };
-        if end.1 - from.1 < 1.0 {
-            return 0.5;
-        }
-        (end.0 - from.0) / (end.1 - from.1)
+    let point = |at: usize| {
+        let told = sample.at_marks.get(at).copied().unwrap_or(sample.told);
+        let cost = priced
+            .at_marks
+            .get(at)
+            .copied()
+            .unwrap_or(priced.stream.len());
+        (told as f64, cost as f64)
     };
-    let middle = (cost(kept), told(sample, kept));
-    let end = (total, sample.told as f64);
-    total + rest_kept * price((0.0, 0.0), half, middle) + rest_new * price(middle, new_half, end)
+    let kept: Vec<(f64, f64)> = (0..KEPT_PARTS).map(point).collect();
+    let (kept_told, kept_cost) = point(KEPT_PARTS - 1);
+    let new: Vec<(f64, f64)> = (KEPT_PARTS..KEPT_PARTS + NEW_PARTS)
+        .map(point)
+        .map(|(told, cost)| (told - kept_told, cost - kept_cost))
+        .collect();
+    let whole_kept = whole.at_marks.first().copied().unwrap_or(0) as f64;
+    let whole_new = whole.told as f64 - whole_kept;
+    let rest = rest(&kept, whole_kept) + rest(&new, whole_new);
+    tracing::debug!(
+        ?kept,
+        whole_kept,
+        ?new,
+        whole_new,
+        total,
+        rest,
+        "priced a column"
+    );
+    total + rest
 }
 
-/// The items that are coded: kept ones in two halves, then new ones in two halves.
+/// How much faster the cost grows than it would if nothing was learned, as a power: what columns of edited text have shown.
+const USUAL_POWER: f64 = 0.88;
+/// How many times the spread of the points that is trusted as much as they are.
+const TRUST: f64 = 1.5;
+
+/// What is still to be paid for telling `whole`, by a curve `cost = a * told ^ power` through points of the sample.
+fn rest(points: &[(f64, f64)], whole: f64) -> f64 {
+    let Some(&(told, cost)) = points.last() else {
+        return 0.0;
+    };
+    if whole <= told {
+        return 0.0;
+    }
+    if told < 1.0 || cost <= 0.0 {
+        // Nothing of it was in the sample.
+        return 0.5 * (whole - told);
+    }
+    let logs: Vec<(f64, f64)> = points
+        .iter()
+        .filter(|(told, cost)| *told >= 1.0 && *cost >= 1.0)
+        .map(|(told, cost)| (told.ln(), cost.ln()))
+        .collect();
+    let count = logs.len().max(1) as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| logs.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(|point| point.0), mean(|point| point.1));
+    let spread: f64 = logs.iter().map(|point| (point.0 - x).powi(2)).sum();
+    let slope: f64 = logs.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+    let power = (slope + TRUST * USUAL_POWER) / (spread + TRUST);
+    cost * ((whole / told).powf(power.clamp(0.6, 1.0)) - 1.0)
+}
+
+/// The items that are coded: kept ones in parts, then new ones in parts.
 struct Sample {
     kept: Vec<u32>,
     rows: Vec<u32>,
-    /// Where the second half of those kept begins, where they end, where the second half of the new ones begins.
-    marks: [usize; 3],
+    /// Where each part ends, but for the last.
+    marks: Vec<usize>,
     edited: u64,
     is_whole: bool,
 }
@@ -411,9 +444,9 @@ impl Sample {
         let kept = items.kept.len();
         let targets: Vec<_> = sources
             .iter()
-            .enumerate()
-            .filter(|(_, source)| **source == Source::Base)
-            .map(|(at, _)| split.target(at))
+            .zip(split.targets())
+            .filter(|(source, _)| **source == Source::Base)
+            .map(|(_, target)| target)
             .collect();
         let is_edited: Vec<bool> = (0..kept)
             .into_par_iter()
@@ -452,22 +485,15 @@ impl Sample {
         picked_kept.sort_unstable();
         let picked_new = pick(&new, size);
         let is_whole = picked_kept.len() + picked_new.len() == items.len();
-        let halves = |picked: &[usize]| -> (Vec<usize>, usize) {
-            if is_whole {
-                return (picked.to_vec(), picked.len() / 2);
-            }
-            let mut both: Vec<usize> = picked.iter().copied().step_by(2).collect();
-            let half = both.len();
-            both.extend(picked.iter().copied().skip(1).step_by(2));
-            (both, half)
-        };
-        let (kept_items, kept_half) = halves(&picked_kept);
-        let (new_items, new_half) = halves(&picked_new);
+        let (kept_items, mut marks) = in_parts(&picked_kept, KEPT_PARTS, is_whole);
+        let (new_items, of_new) = in_parts(&picked_new, NEW_PARTS, is_whole);
+        marks.extend(of_new.iter().map(|end| kept_items.len() + end));
+        marks.pop();
         let row = |&item: &usize| items.rows[item];
         Self {
             kept: kept_items.iter().map(|&item| items.kept[item]).collect(),
             rows: kept_items.iter().chain(&new_items).map(row).collect(),
-            marks: [kept_half, kept_items.len(), kept_items.len() + new_half],
+            marks,
             edited: edited.len() as u64,
             is_whole,
         }
@@ -480,5 +506,47 @@ impl Sample {
             rows: &self.rows,
             marks: &self.marks,
         }
+    }
+}
+
+/// Items in parts that are alike, each in order, and where each part ends; in one order where that is that of the whole.
+fn in_parts(picked: &[usize], parts: usize, is_whole: bool) -> (Vec<usize>, Vec<usize>) {
+    if is_whole {
+        let ends = (1..=parts).map(|part| picked.len() * part / parts);
+        return (picked.to_vec(), ends.collect());
+    }
+    let (mut items, mut ends) = (Vec::with_capacity(picked.len()), Vec::new());
+    for part in 0..parts {
+        items.extend(picked.iter().copied().skip(part).step_by(parts));
+        ends.push(items.len());
+    }
+    (items, ends)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_curve_is_followed() {
+        let curve = |told: f64| 3.0 * told.powf(USUAL_POWER);
+        let points: Vec<(f64, f64)> = [100.0, 200.0, 300.0, 400.0]
+            .map(|told| (told, curve(told)))
+            .to_vec();
+        let expected = curve(4000.0) - curve(400.0);
+        assert!((rest(&points, 4000.0) / expected - 1.0).abs() < 1e-9);
+        assert!(rest(&points, 400.0).abs() < f64::EPSILON);
+        assert!(rest(&[(0.0, 0.0); 2], 10.0) > 0.0);
+    }
+
+    #[test]
+    fn parts_hold_every_item_once() {
+        let picked: Vec<usize> = (10..21).collect();
+        let (mut items, ends) = in_parts(&picked, 4, false);
+        assert_eq!((ends.last(), ends.len()), (Some(&11), 4));
+        assert_eq!(items[..3], [10, 14, 18]);
+        items.sort_unstable();
+        assert_eq!(items, picked);
+        assert_eq!(in_parts(&picked, 4, true).0, picked);
     }
 }

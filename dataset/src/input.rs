@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Seek as _};
+use std::io::{BufReader, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,8 +30,10 @@ const BATCH: usize = 1 << 13;
 pub enum Format {
     /// Apache Parquet.
     Parquet,
-    /// Arrow IPC, the file or the stream form.
+    /// Arrow IPC, the file form (the stream form is read too).
     Arrow,
+    /// Arrow IPC, the stream form, as `datasets` stores it.
+    ArrowStream,
     /// Comma-separated values with a header line. Every column is text, so that nothing is lost in reading.
     Csv,
     /// One JSON object per line.
@@ -57,7 +59,7 @@ impl Format {
     pub fn ending(self) -> &'static str {
         match self {
             Self::Parquet => "parquet",
-            Self::Arrow => "arrow",
+            Self::Arrow | Self::ArrowStream => "arrow",
             Self::Csv => "csv",
             Self::Jsonl => "jsonl",
         }
@@ -341,9 +343,18 @@ impl Files {
             }
             format = own;
         }
+        let mut format = format.unwrap_or(Format::Parquet);
+        if let (Format::Arrow, Some((_, path))) = (format, files.first()) {
+            let mut start = Vec::new();
+            let file = File::open(path).during("open", path)?;
+            file.take(6).read_to_end(&mut start).during("read", path)?;
+            if start != b"ARROW1" {
+                format = Format::ArrowStream;
+            }
+        }
         Ok(Self {
             files,
-            format: format.unwrap_or(Format::Parquet),
+            format,
             bytes,
         })
     }
@@ -374,7 +385,7 @@ pub(crate) fn open_file(path: &Path, format: Format) -> Result<(SchemaRef, Batch
             let reader = builder.build().map_err(|error| bad(error.to_string()))?;
             opened!(schema, reader)
         }
-        Format::Arrow => {
+        Format::Arrow | Format::ArrowStream => {
             let again = file.try_clone().during("open", path)?;
             match FileReader::try_new(BufReader::new(file), None) {
                 Ok(reader) => opened!(reader.schema(), reader),

@@ -14,6 +14,7 @@ mod effort;
 mod error;
 mod estimate;
 mod free;
+mod gate;
 mod info;
 mod input;
 mod manifest;
@@ -21,7 +22,10 @@ mod matching;
 mod order;
 mod output;
 mod pair;
+#[cfg(test)]
+mod property;
 mod reconstruct;
+mod shuffle;
 mod split;
 mod table;
 mod verify;

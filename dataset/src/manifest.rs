@@ -3,14 +3,17 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use sparse_codec::Effort;
+use sparse_delta::support;
 use sparse_delta::support::seal::{self, Sealed};
 use sparse_delta::{Blob, DeltaError};
 
 use crate::DatasetError;
-use crate::input::Format;
+use crate::info::DELTA_TYPE;
+use crate::input::{Dataset, Format};
 
 /// The version of the artifact format this program writes, and the latest it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 1;
 
 /// The files of an artifact.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -146,6 +149,36 @@ impl Sealed for DatasetManifest {
 }
 
 impl DatasetManifest {
+    /// The manifest of an artifact of these splits; `sides` are base and derivative.
+    pub(crate) fn new(
+        sides: (&Dataset, &Dataset),
+        effort: Effort,
+        key: String,
+        splits: Vec<SplitEntry>,
+        size_stats: SizeStats,
+        payload: blake3::Hash,
+    ) -> Self {
+        let shared = |split: &SplitEntry| split.shared + split.edited;
+        Self {
+            version: "1.0".to_owned(),
+            delta_type: DELTA_TYPE.to_owned(),
+            base_dataset_id: sides.0.id().to_owned(),
+            derivative_dataset_id: sides.1.id().to_owned(),
+            created_at: support::timestamp(),
+            format_version: FORMAT_VERSION,
+            key,
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            effort: effort.to_string(),
+            num_shared_samples: splits.iter().map(shared).sum(),
+            num_new_samples: splits.iter().map(|split| split.new).sum(),
+            size_stats,
+            single_file: sides.1.is_file(),
+            splits,
+            payload: payload.to_hex().to_string(),
+            seal: String::new(),
+        }
+    }
+
     /// The manifest as stored, sealed, with the sizes filled in.
     pub(crate) fn sealed(&mut self, payload: u64) -> Result<Vec<u8>, DatasetError> {
         Ok(seal::settle(self, payload)?)
@@ -174,7 +207,7 @@ impl DatasetManifest {
         let corrupt = |problem: String| DatasetError::from(DeltaError::corrupt(path, problem));
         let value = seal::value(path, bytes)?;
         match value.get("delta_type").and_then(serde_json::Value::as_str) {
-            Some("dataset_delta") => {}
+            Some(DELTA_TYPE) => {}
             Some(other) => {
                 return Err(DatasetError::usage(format!(
                     "{} is the manifest of a {other}, not of a dataset delta; use `sparse reconstruct`",

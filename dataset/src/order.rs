@@ -178,19 +178,23 @@ impl Ranks {
     }
 }
 
-/// Codes which base rows are kept and how often: for each, 0, 1 or more. The items kept, in the base's order.
+/// Codes which base rows are kept and how often: for each, 0, 1 or more, in the base's order or in another. How often each row
+/// is kept; `most` times in all.
 pub(crate) fn code_kept<C: Coder>(
     coder: &mut C,
     base_rows: usize,
+    order: Option<&[u32]>,
     counts: &[u32],
     most: usize,
 ) -> Result<Vec<u32>, DatasetError> {
-    let mut kept = Vec::new();
+    let mut found = vec![0_u32; base_rows];
+    let mut kept = 0_usize;
     let mut is_kept = [Bit::starting_at(60000); 4];
     let mut again = [Bit::starting_at(100); 2];
     let mut more = Int::default();
     let (mut last, mut repeated) = (3, 0);
-    for row in 0..base_rows {
+    for at in 0..base_rows {
+        let row = order.map_or(at, |order| order[at] as usize);
         let count = counts.get(row).copied().unwrap_or(0);
         let any = is_kept[last].code(coder, count > 0);
         last = (last * 2 + usize::from(any)) & 3;
@@ -200,19 +204,57 @@ pub(crate) fn code_kept<C: Coder>(
         let several = again[repeated].code(coder, count > 1);
         repeated = usize::from(several);
         let count = if several {
-            2 + more.code(coder, u64::from(count.saturating_sub(2)))
+            more.code(coder, u64::from(count.saturating_sub(2)))
+                .saturating_add(2)
         } else {
             1
         };
-        let fits = usize::try_from(count).is_ok_and(|count| count <= most - kept.len());
-        if !fits {
-            return Err(DatasetError::damaged("more rows are kept than there are"));
-        }
-        for _ in 0..count {
-            kept.push(crate::matching::narrow(row));
-        }
+        let count = usize::try_from(count)
+            .ok()
+            .filter(|&count| count <= most - kept)
+            .ok_or_else(|| DatasetError::damaged("more rows are kept than there are"))?;
+        kept += count;
+        found[row] = crate::matching::narrow(count);
     }
-    Ok(kept)
+    if kept != most {
+        return Err(DatasetError::damaged("the numbers of rows do not add up"));
+    }
+    Ok(found)
+}
+
+/// The base row of each item kept.
+pub(crate) fn kept_rows(counts: &[u32]) -> Vec<u32> {
+    let mut kept = Vec::new();
+    for (row, &count) in counts.iter().enumerate() {
+        kept.extend(std::iter::repeat_n(
+            crate::matching::narrow(row),
+            count as usize,
+        ));
+    }
+    kept
+}
+
+/// The items kept, in the base's order or in another.
+pub(crate) fn kept_items(counts: &[u32], order: Option<&[u32]>) -> Vec<u32> {
+    let kept: u32 = counts.iter().sum();
+    let Some(order) = order else {
+        return (0..kept).collect();
+    };
+    let mut next = 0;
+    let starts: Vec<u32> = counts
+        .iter()
+        .map(|&count| {
+            next += count;
+            next - count
+        })
+        .collect();
+    order
+        .iter()
+        .flat_map(|&row| {
+            let start = starts[row as usize];
+            start..start + counts[row as usize]
+        })
+        .collect()
 }
 
 /// Codes the item of each row, where the program has the items kept and new ones come in between in their own order.
@@ -226,7 +268,7 @@ pub(crate) fn code_interleaved<C: Coder>(
     let mut path = Path::new(program, C::ENCODES);
     let mut is_new = [Bit::starting_at(2000); 4];
     let mut last = 0;
-    let (mut found, mut next_new) = (Vec::with_capacity(kept + new), 0);
+    let (mut found, mut next_new) = (Vec::new(), 0);
     for row in 0..kept + new {
         let item = items.get(row).copied().unwrap_or(0);
         let fresh = if next_new == new {
@@ -244,6 +286,9 @@ pub(crate) fn code_interleaved<C: Coder>(
         } else {
             path.code(coder, item)?
         });
+        if coder.is_exhausted() {
+            return Err(DatasetError::damaged("the order of the rows ends early"));
+        }
     }
     Ok(found)
 }
@@ -301,11 +346,17 @@ mod tests {
     #[test]
     fn kept_rows_come_back() {
         let counts: Vec<u32> = (0..1000).map(|k| [1, 1, 0, 3, 1][k % 5]).collect();
-        let mut encoder = Encoder::new();
-        let kept = code_kept(&mut encoder, 1000, &counts, 1200).unwrap();
-        let stream = encoder.finish();
-        let again = code_kept(&mut Decoder::new(&stream), 1000, &[], 1200).unwrap();
-        assert_eq!((kept.len(), &kept), (1200, &again));
-        assert!(code_kept(&mut Decoder::new(&stream), 1000, &[], 1199).is_err());
+        let reversed: Vec<u32> = (0..1000).rev().collect();
+        for order in [None, Some(reversed.as_slice())] {
+            let mut encoder = Encoder::new();
+            code_kept(&mut encoder, 1000, order, &counts, 1200).unwrap();
+            let stream = encoder.finish();
+            let code = |most| code_kept(&mut Decoder::new(&stream), 1000, order, &[], most);
+            assert_eq!(code(1200).unwrap(), counts);
+            assert!(code(1199).is_err() && code(1201).is_err());
+        }
+        assert_eq!(kept_rows(&[1, 0, 2]), [0, 2, 2]);
+        assert_eq!(kept_items(&[1, 0, 2], None), [0, 1, 2]);
+        assert_eq!(kept_items(&[1, 0, 2], Some(&[2, 1, 0])), [1, 2, 0]);
     }
 }

@@ -5,8 +5,8 @@ use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
-use arrow::ipc::writer::FileWriter;
+use arrow::datatypes::{DataType, IntervalUnit, SchemaRef};
+use arrow::ipc::writer::{FileWriter, StreamWriter};
 use arrow::json::LineDelimitedWriter;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
@@ -19,10 +19,52 @@ use crate::input::Format;
 /// Level of zstd in Parquet files.
 const LEVEL: i32 = 3;
 
+/// Whether any part of a schema fits.
+fn any(schema: &SchemaRef, fits: &dyn Fn(&DataType) -> bool) -> bool {
+    fn within(ty: &DataType, fits: &dyn Fn(&DataType) -> bool) -> bool {
+        fits(ty)
+            || match ty {
+                DataType::List(field)
+                | DataType::LargeList(field)
+                | DataType::ListView(field)
+                | DataType::LargeListView(field)
+                | DataType::FixedSizeList(field, _)
+                | DataType::Map(field, _) => within(field.data_type(), fits),
+                DataType::Struct(fields) => fields.iter().any(|f| within(f.data_type(), fits)),
+                DataType::Dictionary(_, values) => within(values, fits),
+                DataType::RunEndEncoded(_, values) => within(values.data_type(), fits),
+                _ => false,
+            }
+    }
+    schema
+        .fields()
+        .iter()
+        .any(|field| within(field.data_type(), fits))
+}
+
+/// Whether a Parquet file keeps every type of a schema.
+pub(crate) fn parquet_keeps(schema: &SchemaRef) -> bool {
+    !schema.fields().is_empty()
+        && !any(schema, &|ty| match ty {
+            DataType::RunEndEncoded(_, _)
+            | DataType::ListView(_)
+            | DataType::LargeListView(_)
+            | DataType::Interval(IntervalUnit::MonthDayNano) => true,
+            DataType::Struct(fields) => fields.is_empty(),
+            _ => false,
+        })
+}
+
+/// Whether a schema has dictionaries.
+pub(crate) fn has_dictionary(schema: &SchemaRef) -> bool {
+    any(schema, &|ty| matches!(ty, DataType::Dictionary(_, _)))
+}
+
 /// A file in the making.
 pub(crate) enum Writer {
     Parquet(Box<ArrowWriter<BufWriter<File>>>),
     Arrow(Box<FileWriter<BufWriter<File>>>),
+    ArrowStream(Box<StreamWriter<BufWriter<File>>>),
     Csv(Box<arrow::csv::Writer<BufWriter<File>>>),
     Jsonl(Box<LineDelimitedWriter<BufWriter<File>>>),
 }
@@ -49,6 +91,9 @@ impl Writer {
                 )?))
             }
             Format::Arrow => Self::Arrow(Box::new(FileWriter::try_new(file, schema)?)),
+            Format::ArrowStream => {
+                Self::ArrowStream(Box::new(StreamWriter::try_new(file, schema)?))
+            }
             Format::Csv => Self::Csv(Box::new(
                 arrow::csv::WriterBuilder::new()
                     .with_header(true)
@@ -62,6 +107,7 @@ impl Writer {
         match self {
             Self::Parquet(writer) => writer.write(batch)?,
             Self::Arrow(writer) => writer.write(batch)?,
+            Self::ArrowStream(writer) => writer.write(batch)?,
             Self::Csv(writer) => writer.write(batch)?,
             Self::Jsonl(writer) => writer.write(batch)?,
         }
@@ -74,6 +120,7 @@ impl Writer {
                 writer.close()?;
             }
             Self::Arrow(mut writer) => writer.finish()?,
+            Self::ArrowStream(mut writer) => writer.finish()?,
             Self::Csv(writer) => writer.into_inner().flush().during("write", path)?,
             Self::Jsonl(mut writer) => {
                 writer.finish()?;

@@ -3,12 +3,14 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrow::datatypes::{DataType, SchemaRef};
 
 use crate::DatasetError;
 use crate::canonical::{canonical, cast_loosely, cast_to, describe_fields};
 use crate::input::{Dataset, Rows};
+use crate::manifest::BaseSplit;
 use crate::matching::{self, NEW, Shared, hasher, sampled};
 use crate::table::{Room, Table};
 
@@ -25,6 +27,8 @@ pub(crate) struct Pair {
     pub(crate) columns: Vec<Option<usize>>,
     /// For each row of the derivative the base's, or [`NEW`]. The values are still to be compared.
     pub(crate) rows: Vec<u32>,
+    /// How long the matching of rows took.
+    pub(crate) matching: Duration,
 }
 
 /// What is done between steps: an error there ends the work.
@@ -48,10 +52,12 @@ impl Pair {
                 splits: Vec::new(),
                 columns: vec![None; derivative.columns()],
                 rows: vec![NEW; derivative.rows],
+                matching: Duration::ZERO,
                 derivative,
             });
         };
         let mut best = Against::load(&[counterpart], &derivative, room)?;
+        let mut matching = best.matching;
         let new = best.new_rows();
         let fields = describe_fields(counterpart.1.schema()?.as_ref());
         let mut all = vec![counterpart];
@@ -64,6 +70,7 @@ impl Pair {
         if all.len() > 1 && new > derivative.rows / 50 && new >= 32 {
             check()?;
             let wide = Against::load(&all, &derivative, room)?;
+            matching += wide.matching;
             if wide.new_rows() + new / 20 < new {
                 best = wide;
             }
@@ -73,8 +80,21 @@ impl Pair {
             base: best.base,
             columns: best.columns,
             rows: best.rows,
+            matching,
             derivative,
         })
+    }
+
+    /// The splits of the base, as a manifest tells of them.
+    pub(crate) fn base_splits(&self) -> Vec<BaseSplit> {
+        let parts = self.splits.iter().zip(&self.base.parts);
+        parts
+            .map(|(name, part)| BaseSplit {
+                name: name.clone(),
+                rows: part.rows,
+                hash: part.hash.clone(),
+            })
+            .collect()
     }
 
     /// The logical hash of the derivative's split.
@@ -84,11 +104,6 @@ impl Pair {
             .first()
             .map_or("", |part| part.hash.as_str())
     }
-
-    /// The columns both sides have.
-    pub(crate) fn shared(&self) -> Result<Shared, DatasetError> {
-        shared(&self.base, &self.derivative, &self.columns)
-    }
 }
 
 /// Some splits of the base, matched with a derivative.
@@ -97,6 +112,7 @@ struct Against {
     splits: Vec<String>,
     columns: Vec<Option<usize>>,
     rows: Vec<u32>,
+    matching: Duration,
 }
 
 impl Against {
@@ -111,8 +127,10 @@ impl Against {
         }
         pair_renamed(&base, derivative, &mut columns)?;
         let shared = shared(&base, derivative, &columns)?;
+        let started = Instant::now();
         Ok(Self {
             rows: matching::find(&base, derivative, &shared)?,
+            matching: started.elapsed(),
             splits: splits.iter().map(|(name, _)| name.clone()).collect(),
             base,
             columns,

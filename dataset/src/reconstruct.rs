@@ -137,11 +137,13 @@ impl Reconstruct {
         };
         let folder = support::artifact_dir(&self.delta, &self.open).await?;
         let manifest = DatasetManifest::read(&folder)?;
-        let given = self
-            .base
-            .take()
-            .unwrap_or_else(|| Input::Reference(manifest.base_dataset_id.clone()));
-        let base = given.open(&self.open).await?;
+        let base = match self.base.take() {
+            Some(given) => given.open(&self.open).await?,
+            None => Input::Reference(manifest.base_dataset_id.clone())
+                .open(&self.open)
+                .await
+                .map_err(|error| not_found(error, &manifest.base_dataset_id))?,
+        };
         let job = Job {
             folder,
             base,
@@ -327,7 +329,7 @@ impl Job {
                 });
             }
         }
-        let decoded = split::decode(&plan, &streams, &base, &schema)?;
+        let decoded = split::decode(&plan, &streams, &base, &schema, self.memory)?;
         if decoded.rows() as u64 != entry.rows {
             return Err(DatasetError::damaged("the numbers of rows do not add up"));
         }
@@ -335,6 +337,11 @@ impl Job {
         let mut start = 0;
         for (path, rows) in &entry.files {
             let end = start + usize::try_from(*rows).unwrap_or(0);
+            if end > decoded.rows() {
+                return Err(DatasetError::damaged(
+                    "the files have more rows than there are",
+                ));
+            }
             let file = match place {
                 Some(place) if single_file => Some(place.to_path_buf()),
                 Some(place) => Some(safe_join(place, path)?),
@@ -348,10 +355,11 @@ impl Job {
                 if self.cancel.is_cancelled() {
                     return Err(DeltaError::Cancelled.into());
                 }
-                let batch = decoded.batch(start + from, start + to)?;
-                hash.update(&batch)?;
-                if let Some(writer) = &mut writer {
-                    writer.write(&batch)?;
+                for batch in decoded.batches(start + from, start + to)? {
+                    hash.update(&batch)?;
+                    if let Some(writer) = &mut writer {
+                        writer.write(&batch)?;
+                    }
                 }
             }
             if let (Some(writer), Some(file)) = (writer, &file) {
@@ -402,6 +410,18 @@ impl Job {
             .into());
         }
         Ok(Some(Replace::Allow))
+    }
+}
+
+/// Where the base an artifact names is gone, or was a table: what to do.
+fn not_found(error: DatasetError, base: &str) -> DatasetError {
+    match error {
+        DatasetError::Artifact(DeltaError::NotFound { .. }) => DeltaError::NotFound {
+            what: format!("the base that the delta names, {base},"),
+            remedy: "give the base: --base, or base => in SQL".to_owned(),
+        }
+        .into(),
+        error => error,
     }
 }
 

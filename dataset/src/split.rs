@@ -12,10 +12,12 @@ use crate::DatasetError;
 use crate::canonical::cast_to;
 use crate::cell::Shape;
 use crate::coding::{Decoder, Encoder};
-use crate::column::{self, Items, Limits, Others, Plan, Rebuilt, Source, Target};
+use crate::column::{self, Budget, Items, Limits, Others, Plan, Rebuilt, Source, Target};
+use crate::gate::Gate;
 use crate::matching::{NEW, narrow, sampled};
 use crate::order;
 use crate::pair::{Check, Pair};
+use crate::shuffle::{self, Of, Shuffle};
 use crate::table::{Column, Table, gather, plain_types};
 
 /// How the rows of a split are told to be arranged.
@@ -36,13 +38,18 @@ pub(crate) enum Program {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SplitPlan {
     pub(crate) base_rows: u64,
+    /// Rows of the first of the base's splits.
+    pub(crate) first_rows: u64,
     pub(crate) kept: u64,
     pub(crate) new: u64,
-    /// Rows of the base that no row came from.
+    /// Rows of the first of the base's splits that no row came from.
     pub(crate) removed: u64,
     /// Kept rows of which at least one column is stored.
     pub(crate) edited: u64,
     pub(crate) program: Program,
+    /// A permutation that comes before the program, or after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) shuffle: Option<Shuffle>,
     /// For each column the base's it belongs to, which is read in its type.
     pub(crate) pairs: Vec<Option<usize>>,
     pub(crate) columns: Vec<Plan>,
@@ -68,8 +75,9 @@ pub(crate) struct Split<'a> {
 }
 
 impl<'a> Split<'a> {
-    pub(crate) fn new(pair: &'a Pair) -> Result<Self, DatasetError> {
+    pub(crate) fn new(pair: &'a Pair, memory: u64) -> Result<Self, DatasetError> {
         let (base, derivative, found) = (&pair.base, &pair.derivative, &pair.rows);
+        fits(derivative.rows as u64 + base.rows as u64, memory)?;
         let mut counts = vec![0_u32; base.rows];
         for &row in found.iter().filter(|&&row| row != NEW) {
             counts[row as usize] += 1;
@@ -113,20 +121,18 @@ impl<'a> Split<'a> {
         }
     }
 
-    pub(crate) fn target(&self, column: usize) -> Target<'_> {
-        Target {
-            column: &self.cells[column],
-            base: self.from(column),
-        }
+    /// The columns, each with the base's it belongs to.
+    pub(crate) fn targets(&self) -> Vec<Target<'_>> {
+        self.cells
+            .iter()
+            .zip(self.from())
+            .map(|(column, base)| Target { column, base })
+            .collect()
     }
 
-    /// The base's column that one of the derivative's belongs to.
-    fn from(&self, column: usize) -> Option<&Column> {
-        self.pair.columns[column].map(|at| &self.of_base[at])
-    }
-
-    fn all_from(&self) -> Vec<Option<&Column>> {
-        (0..self.cells.len()).map(|at| self.from(at)).collect()
+    fn from(&self) -> Vec<Option<&Column>> {
+        let pairs = self.pair.columns.iter();
+        pairs.map(|at| at.map(|at| &self.of_base[at])).collect()
     }
 
     /// With the columns that others may be derived from, of these items.
@@ -148,34 +154,37 @@ impl<'a> Split<'a> {
     }
 
     /// What each column is predicted from.
-    pub(crate) fn sources(&self) -> Result<Vec<Source>, DatasetError> {
-        let items = self.items();
-        self.with_others(&items, |others| {
-            choose_sources(&self.cells, &self.all_from(), &items, others)
-        })
+    pub(crate) fn sources(&self, others: &Others<'_>) -> Result<Vec<Source>, DatasetError> {
+        choose_sources(&self.cells, &self.from(), &self.items(), others)
     }
 
     /// The plan and the streams, with the columns as they are coded.
     pub(crate) fn finish(&self, coded: Vec<(Plan, Vec<u8>)>) -> Result<Coded, DatasetError> {
+        let base = &self.pair.base;
+        let first = base.parts.first().map_or(0, |part| part.rows);
+        let first = usize::try_from(first).unwrap_or(0);
         let items = self.items();
-        let edited = count_edited(&self.cells, &self.all_from(), &coded, &items);
-        let (program, arrangement) = arrange(
-            &self.pair.derivative,
-            &self.cells,
-            &coded,
-            &items,
-            &self.counts,
-        )?;
+        let edited = count_edited(&self.cells, &self.from(), &coded, &items);
+        let order = Order {
+            cells: &self.cells,
+            items: &items,
+            counts: &self.counts,
+            first,
+        };
+        let (program, shuffle, arrangement) = order.arrange(&coded, &self.pair.rows)?;
         let (plans, mut streams): (Vec<Plan>, Vec<Vec<u8>>) = coded.into_iter().unzip();
         streams.insert(0, arrangement);
+        let removed = self.counts[..first].iter().filter(|&&count| count == 0);
         Ok(Coded {
             plan: SplitPlan {
-                base_rows: self.pair.base.rows as u64,
+                base_rows: base.rows as u64,
+                first_rows: first as u64,
                 kept: items.kept.len() as u64,
                 new: items.new as u64,
-                removed: self.counts.iter().filter(|&&count| count == 0).count() as u64,
+                removed: removed.count() as u64,
                 edited,
                 program,
+                shuffle,
                 pairs: self.pair.columns.clone(),
                 columns: plans,
             },
@@ -188,21 +197,37 @@ impl<'a> Split<'a> {
 pub(crate) fn encode(
     pair: &Pair,
     limits: Limits,
+    memory: u64,
     check: &Check<'_>,
 ) -> Result<Coded, DatasetError> {
-    let split = Split::new(pair)?;
-    let sources = split.sources()?;
-    let items = split.items();
+    let split = Split::new(pair, memory)?;
+    let (items, targets) = (split.items(), split.targets());
     let coded = split.with_others(&items, |others| {
-        sources
+        let measured: Vec<Plan> = split
+            .sources(others)?
             .into_par_iter()
-            .enumerate()
-            .map(|(at, source)| {
+            .zip(&targets)
+            .map(|(source, target)| {
                 check()?;
-                let target = split.target(at);
-                column::encode(source, &target, &items, others, limits, pair.base.rows)
+                column::measure(source, target, &items, others)
             })
-            .collect::<Result<_, DatasetError>>()
+            .collect::<Result<_, DatasetError>>()?;
+        let budget = Budget::new(limits, &measured);
+        if budget.bytes > memory / 2 {
+            return Err(DatasetError::usage(format!(
+                "the split has {} bytes of values that its base has not, too many for {memory} bytes of memory; allow more (`memory`)",
+                budget.bytes
+            )));
+        }
+        let gate = Gate::new(memory / 4);
+        measured
+            .into_par_iter()
+            .zip(&targets)
+            .map(|(plan, target)| {
+                check()?;
+                column::encode(plan, target, &items, others, &budget, pair.base.rows, &gate)
+            })
+            .collect::<Result<Vec<_>, DatasetError>>()
     })?;
     split.finish(coded)
 }
@@ -296,60 +321,124 @@ fn count_edited(
         .sum()
 }
 
-/// The order of the rows, by the program that says it in the fewest bytes.
-fn arrange(
-    derivative: &Table,
-    cells: &[Column],
-    coded: &[(Plan, Vec<u8>)],
-    items: &Items<'_>,
-    counts: &[u32],
-) -> Result<(Program, Vec<u8>), DatasetError> {
-    let mut of_row = vec![0_u32; items.len()];
-    for (item, &row) in items.rows.iter().enumerate() {
-        of_row[row as usize] = narrow(item);
+/// Whether so many rows can be worked on in so many bytes of memory.
+fn fits(rows: u64, memory: u64) -> Result<(), DatasetError> {
+    /// Bytes of bookkeeping per row of both sides, at the worst moment.
+    const EACH: u64 = 32;
+    let needed = rows.saturating_mul(EACH).saturating_add(memory / 4);
+    if needed <= memory {
+        return Ok(());
     }
-    let code = |program: &Program| -> Result<Vec<u8>, DatasetError> {
+    Err(DatasetError::usage(format!(
+        "{rows} rows of base and derivative need about {} MiB of memory, {} are allowed; allow more (`memory`) or divide the split",
+        needed >> 20,
+        memory >> 20
+    )))
+}
+
+/// The base's rows in the order in which it is told which are kept, where that is not their own.
+fn base_order(shuffle: Option<&Shuffle>, first: usize, rows: usize) -> Option<Vec<u32>> {
+    let shuffle = shuffle.filter(|shuffle| shuffle.of == Of::Base)?;
+    let mut order = shuffle.permutation(first);
+    order.extend((first..rows).map(narrow));
+    Some(order)
+}
+
+/// What the order of a derivative's rows is found from.
+struct Order<'a> {
+    cells: &'a [Column],
+    items: &'a Items<'a>,
+    counts: &'a [u32],
+    first: usize,
+}
+
+impl Order<'_> {
+    /// The order of the rows, by the program that says it in the fewest bytes.
+    fn arrange(
+        &self,
+        coded: &[(Plan, Vec<u8>)],
+        found: &[u32],
+    ) -> Result<(Program, Option<Shuffle>, Vec<u8>), DatasetError> {
+        let rows = self.items.len();
+        let mut of_row = vec![0_u32; rows];
+        for (item, &row) in self.items.rows.iter().enumerate() {
+            of_row[row as usize] = narrow(item);
+        }
+        let plain = self.code(&Program::Base, None, &of_row)?;
+        let mut best = (Program::Base, None, plain);
+        // Some bits for every row: they are all over the place.
+        if best.2.len() * 8 > rows * 3
+            && let Some(shuffle) = shuffle::find(found, self.first)
+        {
+            let coded = self.code(&Program::Base, Some(&shuffle), &of_row)?;
+            if coded.len() < best.2.len() {
+                best = (Program::Base, Some(shuffle), coded);
+            }
+        }
+        for (at, (column, (plan, _))) in self.cells.iter().zip(coded).enumerate() {
+            // Columns that come after the order is known cannot give it.
+            if best.2.len() < 64 + rows / 4096 || plan.source.is_late() {
+                continue;
+            }
+            for descending in [false, true] {
+                if looks_sorted(column, rows, descending)? {
+                    let program = Program::Sorted {
+                        column: at,
+                        descending,
+                        nulls_first: false,
+                    };
+                    let coded = self.code(&program, None, &of_row)?;
+                    if coded.len() < best.2.len() {
+                        best = (program, None, coded);
+                    }
+                }
+            }
+        }
+        Ok(best)
+    }
+
+    fn code(
+        &self,
+        program: &Program,
+        shuffle: Option<&Shuffle>,
+        of_row: &[u32],
+    ) -> Result<Vec<u8>, DatasetError> {
+        let items = self.items;
         let mut encoder = Encoder::new();
-        order::code_kept(&mut encoder, counts.len(), counts, items.kept.len())?;
+        let order = base_order(shuffle, self.first, self.counts.len());
+        let counts = order::code_kept(
+            &mut encoder,
+            self.counts.len(),
+            order.as_deref(),
+            self.counts,
+            items.kept.len(),
+        )?;
         match program {
             Program::Base => {
-                let program: Vec<u32> = (0..items.kept.len()).map(narrow).collect();
-                order::code_interleaved(&mut encoder, &program, items.new, &of_row)?;
+                let program = order::kept_items(&counts, order.as_deref());
+                if let Some(shuffle) = shuffle.filter(|shuffle| shuffle.of == Of::Rows) {
+                    let mut before = vec![0_u32; of_row.len()];
+                    for (row, place) in shuffle.permutation(of_row.len()).into_iter().enumerate() {
+                        before[place as usize] = of_row[row];
+                    }
+                    order::code_interleaved(&mut encoder, &program, items.new, &before)?;
+                } else {
+                    order::code_interleaved(&mut encoder, &program, items.new, of_row)?;
+                }
             }
             Program::Sorted {
                 column,
                 descending,
                 nulls_first,
             } => {
-                let column = &cells[*column];
+                let column = &self.cells[*column];
                 let arrays = in_item_order(column, items.len(), |item| items.rows[item] as usize)?;
                 let program = sorted(&column.ty, &arrays, *descending, *nulls_first)?;
-                order::code_whole(&mut encoder, &program, &of_row)?;
+                order::code_whole(&mut encoder, &program, of_row)?;
             }
         }
         Ok(encoder.finish())
-    };
-    let mut best = (Program::Base, code(&Program::Base)?);
-    for (at, (column, (plan, _))) in cells.iter().zip(coded).enumerate() {
-        // Derived columns come after the order is known.
-        if best.1.len() < 64 || plan.source.is_late() {
-            continue;
-        }
-        for descending in [false, true] {
-            if looks_sorted(column, derivative.rows, descending)? {
-                let program = Program::Sorted {
-                    column: at,
-                    descending,
-                    nulls_first: false,
-                };
-                let coded = code(&program)?;
-                if coded.len() < best.1.len() {
-                    best = (program, coded);
-                }
-            }
-        }
     }
-    Ok(best)
 }
 
 /// Whether nearly all neighbours, of a sample, are in order.
@@ -436,6 +525,7 @@ pub(crate) fn decode(
     streams: &[&[u8]],
     base: &Table,
     schema: &SchemaRef,
+    memory: u64,
 ) -> Result<Decoded, DatasetError> {
     let damaged = |what: &str| DatasetError::damaged(what.to_owned());
     let size =
@@ -445,9 +535,20 @@ pub(crate) fn decode(
         .kept
         .checked_add(plan.new)
         .filter(|&rows| u32::try_from(rows).is_ok());
-    if total.is_none() || plan.base_rows != base.rows as u64 {
+    if total.is_none() || plan.base_rows != base.rows as u64 || plan.first_rows > plan.base_rows {
         return Err(damaged("the numbers of rows do not add up"));
     }
+    fits(plan.base_rows.saturating_add(total.unwrap_or(0)), memory)?;
+    let stored = plan
+        .columns
+        .iter()
+        .fold(0_u64, |sum, column| sum.saturating_add(column.bytes));
+    if stored > memory / 2 {
+        return Err(DatasetError::usage(format!(
+            "the delta stores {stored} bytes of values, too many for {memory} bytes of memory; allow more (`memory`)"
+        )));
+    }
+    let gate = Gate::new(memory / 4);
     let count = schema.fields().len();
     if plan.columns.len() != count || plan.pairs.len() != count || streams.len() != count + 1 {
         return Err(damaged("the columns do not add up"));
@@ -477,10 +578,15 @@ pub(crate) fn decode(
         }
     }
     let mut order = Decoder::new(streams[0]);
-    let kept = order::code_kept(&mut order, base.rows, &[], kept_count)?;
-    if kept.len() != kept_count {
-        return Err(damaged("the numbers of rows do not add up"));
-    }
+    let base_order = base_order(plan.shuffle.as_ref(), size(plan.first_rows)?, base.rows);
+    let counts = order::code_kept(
+        &mut order,
+        base.rows,
+        base_order.as_deref(),
+        &[],
+        kept_count,
+    )?;
+    let kept = order::kept_rows(&counts);
     let items = Items {
         kept: &kept,
         new,
@@ -496,6 +602,7 @@ pub(crate) fn decode(
             from[at],
             base.rows,
             others,
+            &gate,
         )
     };
     // First what stands for itself, then the order, then what follows from other columns or from the order.
@@ -515,8 +622,16 @@ pub(crate) fn decode(
         .collect::<Result<_, _>>()?;
     let of_row = match &plan.program {
         Program::Base => {
-            let program: Vec<u32> = (0..kept.len()).map(narrow).collect();
-            order::code_interleaved(&mut order, &program, new, &[])?
+            let program = order::kept_items(&counts, base_order.as_deref());
+            let before = order::code_interleaved(&mut order, &program, new, &[])?;
+            match plan.shuffle.filter(|shuffle| shuffle.of == Of::Rows) {
+                Some(shuffle) => shuffle
+                    .permutation(before.len())
+                    .into_iter()
+                    .map(|place| before[place as usize])
+                    .collect(),
+                None => before,
+            }
         }
         Program::Sorted {
             column,
@@ -535,6 +650,7 @@ pub(crate) fn decode(
         }
     };
     order.finish()?;
+    drop((counts, base_order));
     let late: Vec<(usize, Rebuilt)> = {
         for plan in &plan.columns {
             if let Source::Derived(feature) = &plan.source
@@ -616,8 +732,26 @@ impl Decoded {
         self.items.len()
     }
 
-    /// Rows in order, in the derivative's own types.
-    pub(crate) fn batch(&self, start: usize, end: usize) -> Result<RecordBatch, DatasetError> {
+    /// Rows in order, in the derivative's own types: one batch, or several where a batch would have more values than a
+    /// dictionary has keys.
+    pub(crate) fn batches(
+        &self,
+        start: usize,
+        end: usize,
+    ) -> Result<Vec<RecordBatch>, DatasetError> {
+        match self.batch(start, end) {
+            Ok(batch) => Ok(vec![batch]),
+            Err(_) if end - start > 1 => {
+                let middle = start + (end - start) / 2;
+                let mut batches = self.batches(start, middle)?;
+                batches.extend(self.batches(middle, end)?);
+                Ok(batches)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn batch(&self, start: usize, end: usize) -> Result<RecordBatch, DatasetError> {
         let columns: Vec<ArrayRef> = self
             .columns
             .par_iter()

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::buffer::Buffer;
 use arrow::compute::{BatchCoalescer, interleave};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -48,12 +48,23 @@ pub(crate) struct Room<'a> {
     pub(crate) held: usize,
 }
 
-/// The plain types of a schema's columns.
+/// The plain types of a schema's columns. Refuses types that have none, or from which there is no way back.
 pub(crate) fn plain_types(schema: &Schema) -> Result<Vec<DataType>, DatasetError> {
     schema
         .fields()
         .iter()
-        .map(|field| canonical(field.data_type()))
+        .map(|field| {
+            let ty = field.data_type();
+            let plain = canonical(ty)?;
+            let both_ways = plain == *ty
+                || (arrow::compute::can_cast_types(ty, &plain)
+                    && arrow::compute::can_cast_types(&plain, ty));
+            if both_ways {
+                Ok(plain)
+            } else {
+                Err(DatasetError::unsupported(ty))
+            }
+        })
         .collect()
 }
 
@@ -286,13 +297,8 @@ impl Column {
         self.batches[row / BATCH].text(row % BATCH)
     }
 
-    pub(crate) fn hash(
-        &self,
-        row: usize,
-        hasher: &ahash::RandomState,
-        scratch: &mut Vec<u8>,
-    ) -> u64 {
-        self.batches[row / BATCH].hash(row % BATCH, hasher, scratch)
+    pub(crate) fn plain(&self, row: usize) -> Option<&[u8]> {
+        self.batches[row / BATCH].plain(row % BATCH)
     }
 
     /// The array that has a row, and where.
@@ -300,8 +306,13 @@ impl Column {
         (&self.arrays[row / BATCH], row % BATCH)
     }
 
-    pub(crate) fn arrays(&self) -> &[ArrayRef] {
-        &self.arrays
+    pub(crate) fn hash(
+        &self,
+        row: usize,
+        hasher: &ahash::RandomState,
+        scratch: &mut Vec<u8>,
+    ) -> u64 {
+        self.batches[row / BATCH].hash(row % BATCH, hasher, scratch)
     }
 }
 
@@ -311,14 +322,27 @@ pub(crate) fn gather(
     picks: impl Iterator<Item = (usize, usize)>,
 ) -> Result<ArrayRef, DatasetError> {
     let mut starts = Vec::new();
-    let mut arrays = Vec::new();
+    let mut all: Vec<&dyn Array> = Vec::new();
     for column in columns {
-        starts.push(arrays.len());
-        arrays.extend(column.arrays.iter().map(AsRef::as_ref));
+        starts.push(all.len());
+        all.extend(column.arrays.iter().map(AsRef::as_ref));
     }
+    // Only the arrays that are picked from: there may be thousands.
+    let mut place = vec![usize::MAX; all.len()];
+    let mut arrays = Vec::new();
     let picks: Vec<(usize, usize)> = picks
-        .map(|(column, row)| (starts[column] + row / BATCH, row % BATCH))
+        .map(|(column, row)| {
+            let of = starts[column] + row / BATCH;
+            if place[of] == usize::MAX {
+                place[of] = arrays.len();
+                arrays.push(all[of]);
+            }
+            (place[of], row % BATCH)
+        })
         .collect();
+    if arrays.is_empty() {
+        arrays.extend(all.first());
+    }
     Ok(interleave(&arrays, &picks)?)
 }
 

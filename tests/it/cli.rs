@@ -28,9 +28,9 @@ fn the_examples_of_the_help_run() {
         "svd-reconstruct",
         "compress-adapter",
         "diff",
+        "dataset-compress",
         "info",
         "verify",
-        "dataset-compress",
         "dataset-reconstruct",
         "dataset-estimate",
         "dataset-diff",
@@ -38,8 +38,15 @@ fn the_examples_of_the_help_run() {
     ] {
         let help = run_ok(work.path(), &[command, "--help"]);
         let examples = help.split("Examples:").nth(1).unwrap();
-        for line in examples.lines().map(str::trim) {
-            let line = line.split("    #").next().unwrap().trim();
+        // Long lines are wrapped; the examples end where a line is empty.
+        let examples: Vec<&str> = examples
+            .lines()
+            .skip(1)
+            .map(str::trim)
+            .take_while(|line| !line.is_empty())
+            .collect();
+        for line in examples.join(" ").split("sparse ").skip(1) {
+            let line = format!("sparse {}", line.split("    #").next().unwrap().trim());
             // Models of the Hub and of object stores need a network.
             if !line.starts_with("sparse ")
                 || line.contains("org/")

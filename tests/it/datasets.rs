@@ -100,7 +100,9 @@ const SAME_TABLES: &str = r#"
 import sys, struct
 import pyarrow as pa, pyarrow.parquet as pq, pyarrow.ipc as ipc
 def read(path):
-    return pq.read_table(path) if path.endswith(".parquet") else ipc.open_file(path).read_all()
+    if path.endswith(".parquet"): return pq.read_table(path)
+    try: return ipc.open_file(path).read_all()
+    except pa.ArrowInvalid: return ipc.open_stream(path).read_all()
 def bits(value):
     if isinstance(value, float): return ("float", struct.pack("<d", value))
     if isinstance(value, dict): return {k: bits(v) for k, v in value.items()}

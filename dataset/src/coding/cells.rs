@@ -34,6 +34,8 @@ enum Kind {
 /// How much a model may use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
+    /// Whether every context is mixed, or the best few.
+    pub(crate) deep: bool,
     /// Log of the lines of memory (16 bytes each) of every part.
     pub(crate) log_lines: u32,
     /// Bytes of history of every part.
@@ -51,7 +53,9 @@ impl CellModel {
             Shape::Fixed(width) => {
                 Kind::Fixed(Box::new(Fixed::new(*width, room.log_lines.min(18))))
             }
-            Shape::Bytes => Kind::Bytes(Box::new(Text::new(room.log_lines, room.history))),
+            Shape::Bytes => {
+                Kind::Bytes(Box::new(Text::new(room.log_lines, room.history, room.deep)))
+            }
             Shape::List(element) => Kind::List {
                 same: Bit::default(),
                 length: Box::default(),

@@ -1,6 +1,8 @@
 //! Context mixing: the probability of each bit of a byte from many contexts at once, mixed by weights that learn (Mahoney,
 //! "Adaptive Weighing of Context Models for Lossless Data Compression", 2005). Integers only: the same on every CPU.
 
+use std::sync::LazyLock;
+
 use super::bits::Bit;
 use super::range::Coder;
 
@@ -144,8 +146,8 @@ const HALF_WEIGHT: i32 = 1 << 14;
 pub(crate) struct Mix {
     contexts: usize,
     experts: usize,
-    states: States,
-    stretch: Stretch,
+    states: &'static States,
+    stretch: &'static Stretch,
     lines: Vec<Line>,
     /// For each context and state, the probability learned.
     by_state: Vec<Bit>,
@@ -167,7 +169,9 @@ const SETS2: usize = TRUSTS * 4;
 
 impl Mix {
     pub(crate) fn new(contexts: usize, experts: usize, log_lines: u32) -> Self {
-        let states = States::new();
+        static STATES: LazyLock<States> = LazyLock::new(States::new);
+        static STRETCH: LazyLock<Stretch> = LazyLock::new(Stretch::new);
+        let states: &'static States = &STATES;
         let starts: Vec<Bit> = (0..256)
             .map(|s| Bit::starting_at(states.start.get(s).copied().unwrap_or(32768)))
             .collect();
@@ -179,7 +183,7 @@ impl Mix {
         Self {
             contexts,
             experts,
-            stretch: Stretch::new(),
+            stretch: &STRETCH,
             lines: vec![[0; 16]; 1 << log_lines.min(24)],
             by_state: starts.repeat(contexts),
             by_trust: vec![Bit::starting_at(49152); experts * TRUSTS],

@@ -57,11 +57,6 @@ impl Encoder {
         }
     }
 
-    /// Bytes so far.
-    pub(crate) fn len(&self) -> usize {
-        self.out.len()
-    }
-
     /// The stream: as few more bytes as tell its end from other streams, where zeros follow.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         let settled = self.out.len();
@@ -111,7 +106,7 @@ impl Coder for Encoder {
     }
 
     fn written(&self) -> usize {
-        self.len()
+        self.out.len()
     }
 }
 

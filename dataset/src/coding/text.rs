@@ -10,6 +10,8 @@ const END: u8 = 0;
 const ESCAPE: u8 = 1;
 
 const CONTEXTS: usize = 10;
+/// The contexts that are mixed where time is short.
+const FEW: [usize; 5] = [1, 3, 5, 7, 8];
 const EXPERTS: usize = 2;
 
 /// Bytes that must agree before the history is trusted.
@@ -20,6 +22,7 @@ const NEAR: usize = 4096;
 /// A model of the values of one column.
 pub(crate) struct Text {
     mix: Mix,
+    deep: bool,
     history: Vec<u8>,
     most_history: usize,
     /// Where the last [`MATCH`] bytes came before, by their hash; 0 for never.
@@ -45,9 +48,11 @@ struct Thread {
 
 impl Text {
     /// A model with 2^`log_lines` lines of memory (16 bytes each) that remembers up to `most_history` bytes.
-    pub(crate) fn new(log_lines: u32, most_history: usize) -> Self {
+    pub(crate) fn new(log_lines: u32, most_history: usize, deep: bool) -> Self {
+        let contexts = if deep { CONTEXTS } else { FEW.len() };
         Self {
-            mix: Mix::new(CONTEXTS, EXPERTS, log_lines),
+            mix: Mix::new(contexts, EXPERTS, log_lines),
+            deep,
             history: vec![0],
             most_history: most_history.min(1 << 30),
             places: vec![0; 1 << log_lines.clamp(12, 22)],
@@ -176,7 +181,12 @@ impl Text {
             trust: u8::try_from(self.matched.min(31) + 32 * usize::from(expected.is_some()))
                 .unwrap_or(0),
         });
-        let byte = self.mix.code(coder, byte, &contexts, &[from, seen]);
+        let byte = if self.deep {
+            self.mix.code(coder, byte, &contexts, &[from, seen])
+        } else {
+            let contexts = FEW.map(|at| contexts[at]);
+            self.mix.code(coder, byte, &contexts, &[from, seen])
+        };
         self.push(byte);
         if expected.is_some() {
             self.from.follow(byte, &self.history);

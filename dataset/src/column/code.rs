@@ -9,13 +9,17 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use std::sync::Arc;
 
 use super::derived::{Derivation, count};
-use super::{Items, Limits, Method, Others, Plan, Source, Target, missing};
+use super::{Budget, Items, Method, Others, Plan, Source, Target, missing};
 use crate::DatasetError;
 use crate::cell::{Builder, Cells, Reader, Shape};
 use crate::coding::{Bit, CellModel, Coder, Decoder, Encoder, Learn, Room};
+use crate::gate::Gate;
 use crate::matching::sampled;
 use crate::table::Column;
 
+/// The lines of a column's models are between 2^12 for every part and 2^22 for all.
+const LEAST_LINES: u32 = 12;
+const MOST_LINES: u32 = 22;
 /// Rows of every array of stored cells but the last: as in a table.
 const BATCH: usize = 1 << 13;
 
@@ -65,6 +69,8 @@ impl Ranked {
 /// Where decoded cells go.
 struct Sink {
     ty: DataType,
+    /// Bytes of cells that may still come.
+    left: u64,
     builder: Builder,
     arrays: Vec<ArrayRef>,
     has: Ranked,
@@ -90,71 +96,22 @@ struct Job<'a> {
     others: &'a Others<'a>,
 }
 
-/// Codes a column: chooses the method by the number of bytes there are to store.
-pub(crate) fn encode(
+/// How much there is to store of a column.
+pub(crate) fn measure(
     source: Source,
     target: &Target<'_>,
     items: &Items<'_>,
     others: &Others<'_>,
-    limits: Limits,
-    base_rows: usize,
-) -> Result<(Plan, Vec<u8>), DatasetError> {
-    let priced = price(source, target, items, others, limits, base_rows, None)?;
-    Ok((priced.plan, priced.stream))
+) -> Result<Plan, DatasetError> {
+    Ok(weigh(source, target, items, others)?.0)
 }
 
-/// A coded column, and how long the stream was at each of the items' marks.
-pub(crate) struct Priced {
-    pub(crate) plan: Plan,
-    pub(crate) stream: Vec<u8>,
-    pub(crate) at_marks: Vec<usize>,
-}
-
-/// What there is to store in a column.
+/// What there is to tell of a column: of cells that resemble what was expected, the part that differs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Weight {
-    /// Bytes of its cells.
-    pub(crate) bytes: usize,
-    /// What is to be told: of cells that resemble what was expected, the part that differs. In all, and at each mark.
     pub(crate) told: usize,
+    /// What of that comes before each of the items' marks.
     pub(crate) at_marks: Vec<usize>,
-}
-
-/// Weighs a column, without coding it.
-pub(crate) fn weigh(
-    source: Source,
-    target: &Target<'_>,
-    items: &Items<'_>,
-    others: &Others<'_>,
-) -> Result<Weight, DatasetError> {
-    let plan = Plan::new(source);
-    let mut tally = Tally(0);
-    let mut weight = Weight::default();
-    weight.at_marks = walk(
-        &job_of(&plan, target, items, others),
-        &mut tally,
-        target,
-        &mut |tally, cell, expected| {
-            weight.bytes += cell.len();
-            tally.0 += match expected {
-                None => cell.len() + 2,
-                Some(expected) => {
-                    let front = cell
-                        .iter()
-                        .zip(expected)
-                        .take_while(|(a, b)| a == b)
-                        .count();
-                    let most = cell.len().min(expected.len()) - front;
-                    let backs = cell.iter().rev().zip(expected.iter().rev()).take(most);
-                    let back = backs.take_while(|(a, b)| a == b).count();
-                    cell.len() - front - back + 6
-                }
-            };
-            Ok(())
-        },
-    )?;
-    weight.told = tally.0;
-    Ok(weight)
 }
 
 /// Adds up what cells weigh.
@@ -176,41 +133,95 @@ impl Coder for Tally {
     }
 }
 
-/// Codes a column, as one whose cells have `whole` bytes where the items are a sample of it.
-pub(crate) fn price(
+/// Measures a column, and weighs what there is to tell.
+pub(crate) fn weigh(
     source: Source,
     target: &Target<'_>,
     items: &Items<'_>,
     others: &Others<'_>,
-    limits: Limits,
-    base_rows: usize,
-    whole: Option<usize>,
-) -> Result<Priced, DatasetError> {
-    let mut plan = Plan::new(source);
-    // How much there is to store.
-    let mut bytes = 0_usize;
-    let (mut cells, mut longest) = (0_u64, 0_u64);
-    walk(
+) -> Result<(Plan, Weight), DatasetError> {
+    let mut plan = Plan {
+        source,
+        method: Method::Nothing,
+        cells: 0,
+        bytes: 0,
+        longest: 0,
+        shallow: false,
+        log_lines: 0,
+        learned: 0,
+        remembered: 0,
+    };
+    let (mut cells, mut bytes, mut longest) = (0_u64, 0_u64, 0_u64);
+    let mut tally = Tally(0);
+    let at_marks = walk(
         &job_of(&plan, target, items, others),
-        &mut Learn,
+        &mut tally,
         target,
-        &mut |_, cell, _| {
+        &mut |tally, cell, expected| {
             cells += 1;
-            bytes += cell.len();
+            bytes += cell.len() as u64;
             longest = longest.max(cell.len() as u64);
+            tally.0 += expected.map_or(cell.len() + 2, |expected| differing(expected, cell) + 6);
             Ok(())
         },
     )?;
-    (plan.cells, plan.longest) = (cells, longest);
-    if cells == 0 {
+    (plan.cells, plan.bytes, plan.longest) = (cells, bytes, longest);
+    let weight = Weight {
+        told: tally.0,
+        at_marks,
+    };
+    Ok((plan, weight))
+}
+
+/// Bytes of a cell between what it begins and ends with like another.
+fn differing(expected: &[u8], cell: &[u8]) -> usize {
+    let pairs = cell.iter().zip(expected);
+    let front = pairs.take_while(|(a, b)| a == b).count();
+    let most = cell.len().min(expected.len()) - front;
+    let pairs = cell.iter().rev().zip(expected.iter().rev()).take(most);
+    cell.len() - front - pairs.take_while(|(a, b)| a == b).count()
+}
+
+/// Codes a measured column: chooses the method by the number of bytes there are to store.
+pub(crate) fn encode(
+    plan: Plan,
+    target: &Target<'_>,
+    items: &Items<'_>,
+    others: &Others<'_>,
+    budget: &Budget,
+    base_rows: usize,
+    gate: &Gate,
+) -> Result<(Plan, Vec<u8>), DatasetError> {
+    let priced = price(plan, target, items, others, budget, base_rows, gate)?;
+    Ok((priced.plan, priced.stream))
+}
+
+/// A coded column, and how long the stream was at each of the items' marks.
+pub(crate) struct Priced {
+    pub(crate) plan: Plan,
+    pub(crate) stream: Vec<u8>,
+    pub(crate) at_marks: Vec<usize>,
+}
+
+/// Codes a column, and tells what was written where. Of a sample, the plan says how many bytes the whole has.
+pub(crate) fn price(
+    mut plan: Plan,
+    target: &Target<'_>,
+    items: &Items<'_>,
+    others: &Others<'_>,
+    budget: &Budget,
+    base_rows: usize,
+    gate: &Gate,
+) -> Result<Priced, DatasetError> {
+    let limits = budget.limits;
+    if plan.cells == 0 {
         return Ok(Priced {
             plan,
             stream: Vec::new(),
             at_marks: vec![0; items.marks.len()],
         });
     }
-    bytes = whole.unwrap_or(bytes);
-    if bytes > limits.mixed {
+    if plan.bytes > limits.mixed {
         plan.method = Method::Parquet;
         let mut stored = Vec::new();
         let mut builder = Builder::new(&target.column.ty)?;
@@ -243,24 +254,35 @@ pub(crate) fn price(
         });
     }
     plan.method = Method::Mixed;
+    plan.shallow = !budget.is_deep();
+    let mut bytes = plan.bytes;
     if let Some(base) = target.base {
         let average = {
             let mut sample = Vec::new();
             let count = sampled(base_rows, 1000)
                 .map(|row| base.write(row, &mut sample))
                 .count();
-            (sample.len() / count.max(1)).max(1)
+            ((sample.len() / count.max(1)) as u64).max(1)
         };
-        let learned = limits.learned.min(12 * bytes + (32 << 10));
-        plan.learned = (learned / average).min(base_rows) as u64;
-        plan.remembered = (limits.remembered / average).min(base_rows) as u64;
-        if !holds_text(&target.column.shape) {
-            plan.remembered = 0;
+        let all = base_rows as u64;
+        let learned = budget.learned(&plan);
+        plan.learned = (learned / average).min(all);
+        if holds_text(&target.column.shape) {
+            let remembered = limits.remembered.min(64 * plan.bytes + (64 << 10));
+            plan.remembered = (remembered / average).min(all);
+        } else {
             plan.learned = plan.learned.min(20_000);
         }
-        bytes += learned.min(average * base_rows);
+        bytes += plan.learned * average;
     }
-    plan.log_lines = (usize::BITS - (bytes * 8).leading_zeros()).clamp(12, 22);
+    let leaves = target.column.shape.leaves();
+    plan.log_lines = (u64::BITS - (bytes * 8).leading_zeros())
+        .saturating_sub(leaves.ilog2())
+        .clamp(LEAST_LINES, MOST_LINES);
+    if leaves > 1 << (MOST_LINES - plan.log_lines) {
+        plan.log_lines = LEAST_LINES;
+    }
+    let _held = gate.take(memory_of(&plan, &target.column.shape));
     let mut encoder = Encoder::new();
     let mut model = model(&plan, &target.column.shape, target.base, base_rows)?;
     let room = room(&plan);
@@ -297,8 +319,14 @@ pub(crate) fn decode(
     base: Option<&Column>,
     base_rows: usize,
     others: &Others<'_>,
+    gate: &Gate,
 ) -> Result<Rebuilt, DatasetError> {
     let shape = Shape::of(ty)?;
+    let fits = (LEAST_LINES..=MOST_LINES).contains(&plan.log_lines)
+        && (plan.log_lines == LEAST_LINES || shape.leaves() <= 1 << (MOST_LINES - plan.log_lines));
+    if plan.method == Method::Mixed && !fits {
+        return Err(DatasetError::damaged("a model is too large"));
+    }
     let job = Job {
         plan,
         ty,
@@ -308,6 +336,7 @@ pub(crate) fn decode(
     };
     let sink = Sink {
         ty: ty.clone(),
+        left: plan.bytes,
         builder: Builder::new(ty)?,
         arrays: Vec::new(),
         has: Ranked::default(),
@@ -330,7 +359,7 @@ pub(crate) fn decode(
             ))
         })?,
         Method::Parquet => {
-            let arrays = from_parquet(parquet, ty)?;
+            let arrays = from_parquet(parquet, ty, plan)?;
             let cells: Vec<Cells> = arrays
                 .iter()
                 .map(|array| Cells::new(array.as_ref()))
@@ -348,6 +377,7 @@ pub(crate) fn decode(
             })?
         }
         Method::Mixed => {
+            let _held = gate.take(memory_of(plan, &shape));
             let mut model = model(plan, &shape, base, base_rows)?;
             let room = room(plan);
             rebuild(&job, &mut decoder, sink, |coder, expected, out| {
@@ -372,8 +402,16 @@ pub(crate) fn decode(
     })
 }
 
+/// Bytes of memory that the model of a column takes.
+fn memory_of(plan: &Plan, shape: &Shape) -> u64 {
+    /// Of every part, besides lines and places: tables and weights.
+    const PART: u64 = 2 << 20;
+    shape.leaves() as u64 * ((20 << plan.log_lines) + PART) + plan.bytes
+}
+
 fn room(plan: &Plan) -> Room {
     Room {
+        deep: !plan.shallow,
         log_lines: plan.log_lines,
         history: 256 << 20,
         longest: usize::try_from(plan.longest).unwrap_or(usize::MAX).max(16),
@@ -519,6 +557,10 @@ fn rebuild<C: Coder>(
             expects.then_some(predictor.expected.as_slice()),
             &mut cell,
         )?;
+        sink.left = sink
+            .left
+            .checked_sub(cell.len() as u64)
+            .ok_or_else(|| DatasetError::damaged("a column has more cells than it says"))?;
         sink.push(&cell)?;
         predictor.learn(&cell);
     }
@@ -609,6 +651,9 @@ fn to_parquet(ty: &DataType, arrays: &[ArrayRef], level: i32) -> Result<Vec<u8>,
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(level)?))
         .set_statistics_enabled(EnabledStatistics::None)
         .set_offset_index_disabled(true)
+        // Large pages: what is alike is found further away.
+        .set_data_page_size_limit(8 << 20)
+        .set_data_page_row_count_limit(usize::MAX)
         .set_created_by("sparse".to_owned())
         .build();
     let mut writer = ArrowWriter::try_new(Vec::new(), Arc::clone(&schema), Some(properties))?;
@@ -621,7 +666,7 @@ fn to_parquet(ty: &DataType, arrays: &[ArrayRef], level: i32) -> Result<Vec<u8>,
     Ok(writer.into_inner()?)
 }
 
-fn from_parquet(bytes: &[u8], ty: &DataType) -> Result<Vec<ArrayRef>, DatasetError> {
+fn from_parquet(bytes: &[u8], ty: &DataType, plan: &Plan) -> Result<Vec<ArrayRef>, DatasetError> {
     let damaged = |error: &dyn std::fmt::Display| {
         DatasetError::damaged(format!("stored cells cannot be read: {error}"))
     };
@@ -629,11 +674,16 @@ fn from_parquet(bytes: &[u8], ty: &DataType) -> Result<Vec<ArrayRef>, DatasetErr
         .and_then(|builder| builder.with_batch_size(BATCH).build())
         .map_err(|error| damaged(&error))?;
     let mut arrays = Vec::new();
+    let mut rows = 0_u64;
     for batch in reader {
         let batch = batch.map_err(|error| damaged(&error))?;
         let column = batch.columns().first().ok_or_else(|| missing("a column"))?;
         if column.data_type() != ty {
             return Err(damaged(&"their type is another"));
+        }
+        rows += column.len() as u64;
+        if rows > plan.cells {
+            return Err(damaged(&"there are too many"));
         }
         arrays.push(Arc::clone(column));
     }

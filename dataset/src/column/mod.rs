@@ -4,7 +4,7 @@ mod code;
 mod derived;
 mod plan;
 
-pub(crate) use code::{Priced, Rebuilt, Weight, decode, encode, price, weigh};
+pub(crate) use code::{Priced, Rebuilt, Weight, decode, encode, measure, price, weigh};
 pub(crate) use plan::{Method, Plan, Source, choose};
 
 use crate::DatasetError;
@@ -57,7 +57,7 @@ impl Target<'_> {
             return false;
         };
         let (from, to) = (items.kept[item] as usize, items.rows[item] as usize);
-        match (base.text(from), self.column.text(to)) {
+        match (base.plain(from), self.column.plain(to)) {
             (Some(from), Some(to)) => from == to,
             (None, None) => {
                 (room.0.clear(), room.1.clear());
@@ -70,17 +70,67 @@ impl Target<'_> {
     }
 }
 
-/// What a coded column may use and how hard it is tried.
+/// What the columns of a split may use and how hard it is tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Bytes of cells that are coded by mixing; beyond that, Parquet.
-    pub(crate) mixed: usize,
-    /// Bytes of the base's column that the statistics are learned from.
-    pub(crate) learned: usize,
+    /// Bytes of a column's cells that are coded by mixing; beyond that, Parquet.
+    pub(crate) mixed: u64,
+    /// Bytes of all columns' cells up to which every context is mixed; beyond that, the best few.
+    pub(crate) deep: u64,
+    /// Bytes of the base's column that the statistics are learned from, and of all of them.
+    pub(crate) learned: u64,
+    pub(crate) learned_in_all: u64,
     /// Bytes of the base's column in which quotations are looked for.
-    pub(crate) remembered: usize,
+    pub(crate) remembered: u64,
     /// Level of zstd.
     pub(crate) zstd: i32,
+}
+
+/// The limits, and what there is to be done within them.
+pub(crate) struct Budget {
+    limits: Limits,
+    /// Bytes of all cells.
+    pub(crate) bytes: u64,
+    /// What all columns would learn, if each may.
+    learned: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(limits: Limits, plans: &[Plan]) -> Self {
+        let mixed = || plans.iter().filter(|plan| plan.bytes <= limits.mixed);
+        Self {
+            limits,
+            bytes: plans.iter().map(|plan| plan.bytes).sum(),
+            learned: mixed().map(|plan| Self::wish(limits, plan)).sum(),
+        }
+    }
+
+    fn wish(limits: Limits, plan: &Plan) -> u64 {
+        if plan.cells == 0 {
+            return 0;
+        }
+        limits.learned.min(12 * plan.bytes + (32 << 10))
+    }
+
+    /// Bytes that a column may learn.
+    fn learned(&self, plan: &Plan) -> u64 {
+        let wish = Self::wish(self.limits, plan);
+        if self.learned <= self.limits.learned_in_all {
+            return wish;
+        }
+        let share = self.limits.learned_in_all as f64 / self.learned as f64;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a small number"
+        )]
+        let bytes = (wish as f64 * share) as u64;
+        bytes
+    }
+
+    fn is_deep(&self) -> bool {
+        self.bytes <= self.limits.deep
+    }
 }
 
 fn missing(what: &str) -> DatasetError {

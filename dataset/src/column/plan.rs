@@ -17,8 +17,13 @@ pub(crate) struct Plan {
     pub(crate) method: Method,
     /// Cells that are stored, for they are not as predicted.
     pub(crate) cells: u64,
+    /// Bytes of them.
+    pub(crate) bytes: u64,
     /// Bytes of the longest.
     pub(crate) longest: u64,
+    /// Whether few contexts are mixed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) shallow: bool,
     /// Log of the lines of the models.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) log_lines: u32,
@@ -28,21 +33,6 @@ pub(crate) struct Plan {
     /// Rows of it that are remembered.
     #[serde(default, skip_serializing_if = "is_none")]
     pub(crate) remembered: u64,
-}
-
-impl Plan {
-    /// The plan of a column of which nothing is stored yet.
-    pub(crate) fn new(source: Source) -> Self {
-        Self {
-            source,
-            method: Method::Nothing,
-            cells: 0,
-            longest: 0,
-            log_lines: 0,
-            learned: 0,
-            remembered: 0,
-        }
-    }
 }
 
 #[expect(

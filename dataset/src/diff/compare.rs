@@ -77,6 +77,22 @@ impl Pair {
     }
 }
 
+/// Whether a person would call two rows, matched because that is cheap to store, the same row changed: a value is the same, or
+/// there is text that resembled the other.
+fn resembles(pairs: &[Pair], base: usize, derivative: usize) -> bool {
+    const TEXT: usize = 16;
+    let mut room = (Vec::new(), Vec::new());
+    pairs.iter().any(|pair| {
+        let is_text = |text: Option<&[u8]>| text.is_some_and(|text| text.len() >= TEXT);
+        let both = is_text(pair.derivative.text(derivative))
+            && pair
+                .cast
+                .as_ref()
+                .is_some_and(|cast| is_text(cast.text(base)));
+        both || (!pair.derivative_is_null(derivative) && pair.is_same(base, derivative, &mut room))
+    })
+}
+
 fn is_null(column: &Column, row: usize) -> bool {
     let (array, at) = column.array(row);
     array.data_type() == &DataType::Null || array.is_null(at)
@@ -285,7 +301,12 @@ impl Comparison<'_> {
                     shared.derivative.push(derivative.cells(at)?);
                 }
             }
-            let found = crate::matching::find(base, derivative, &shared)?;
+            let mut found = crate::matching::find(base, derivative, &shared)?;
+            for (row, base) in found.iter_mut().enumerate() {
+                if *base != NEW && !resembles(pairs, *base as usize, row) {
+                    *base = NEW;
+                }
+            }
             return Ok(Matched::once(found, base.rows, same));
         }
         let key = self

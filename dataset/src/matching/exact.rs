@@ -6,18 +6,10 @@ use super::{NEW, narrow};
 use crate::free::Free;
 
 /// The base row of each derivative row, by hash. A base row is taken once as long as there are others of the same hash.
-pub(super) fn join(base: &[u64], derivative: &[u64]) -> Vec<u32> {
-    let sorted = |sums: &[u64]| {
-        let mut rows: Vec<(u64, u32)> = sums
-            .par_iter()
-            .enumerate()
-            .map(|(row, &sum)| (sum, narrow(row)))
-            .collect();
-        rows.par_sort_unstable();
-        rows
-    };
-    let from = sorted(base);
-    let to = sorted(derivative);
+pub(super) fn join(base: Vec<u64>, derivative: Vec<u64>) -> Vec<u32> {
+    let from = sorted(&base);
+    drop(base);
+    let to = sorted(&derivative);
     let mut found = vec![NEW; derivative.len()];
     // Where the group of a derivative row with several candidates begins, in `from`.
     let mut several: Vec<(u32, u32)> = Vec::new();
@@ -38,6 +30,7 @@ pub(super) fn join(base: &[u64], derivative: &[u64]) -> Vec<u32> {
         at += group;
         row = end;
     }
+    drop(to);
     several.par_sort_unstable();
     let mut free = Free::new(from.len());
     let mut last = None;
@@ -72,6 +65,17 @@ pub(super) fn join(base: &[u64], derivative: &[u64]) -> Vec<u32> {
     found
 }
 
+/// Hashes with their rows, in order.
+fn sorted(sums: &[u64]) -> Vec<(u64, u32)> {
+    let mut rows: Vec<(u64, u32)> = sums
+        .par_iter()
+        .enumerate()
+        .map(|(row, &sum)| (sum, narrow(row)))
+        .collect();
+    rows.par_sort_unstable();
+    rows
+}
+
 /// `partition_point` for answers that are mostly near the front.
 trait Near<T> {
     fn partition_point_near(&self, is_before: impl Fn(&T) -> bool) -> usize;
@@ -95,6 +99,7 @@ mod tests {
     #[test]
     fn duplicates_are_taken_once_each_and_runs_stay_runs() {
         let base = [7, 1, 7, 2, 7, 3];
+        let join = |base: &[u64], derivative: &[u64]| join(base.to_vec(), derivative.to_vec());
         assert_eq!(join(&base, &[7, 1, 7, 2, 7, 3]), [0, 1, 2, 3, 4, 5]);
         assert_eq!(join(&base, &[2, 7, 3, 7, 7]), [3, 4, 5, 0, 2]);
         assert_eq!(join(&base, &[1, 7, 7, 7]), [1, 2, 4, 0]);

@@ -7,7 +7,8 @@
 mod exact;
 mod similar;
 
-use std::collections::HashMap;
+use std::collections::HashMap as StdMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rayon::prelude::*;
@@ -27,6 +28,35 @@ const TASK: usize = 1 << 13;
 pub(crate) struct Shared {
     pub(crate) base: Vec<Column>,
     pub(crate) derivative: Vec<Column>,
+}
+
+/// Maps whose keys are hashes already.
+pub(crate) type HashMap<K, V> = StdMap<K, V, BuildHasherDefault<Hashed>>;
+
+/// A hasher that passes a hash on.
+#[derive(Default)]
+pub(crate) struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u32(&mut self, key: u32) {
+        self.write_u64(u64::from(key));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = (self.0 ^ key)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(29);
+    }
 }
 
 /// What a sample says about a shared column.
@@ -74,7 +104,7 @@ pub(crate) fn find(
             );
         }
     }
-    let mut found = exact::join(&base_sums, &sums_of_derivative);
+    let mut found = exact::join(base_sums, sums_of_derivative);
     let mut used = vec![false; base.rows];
     for &row in found.iter().filter(|&&row| row != NEW) {
         used[row as usize] = true;
@@ -106,7 +136,7 @@ fn by_key(
     used: &mut [bool],
 ) {
     let mut scratch = Vec::new();
-    let mut open: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut open: HashMap<u64, Vec<u32>> = HashMap::default();
     for (row, _) in found.iter().enumerate().filter(|(_, at)| **at == NEW) {
         let hash = derivative.hash(row, hasher, &mut scratch);
         open.entry(hash).or_default().push(narrow(row));
@@ -132,7 +162,7 @@ fn by_key(
             all
         });
     // Rows of the base that nothing came from yet are the better guess.
-    let mut best: HashMap<u64, u32> = HashMap::new();
+    let mut best: HashMap<u64, u32> = HashMap::default();
     for (row, hash) in hits {
         let place = best.entry(hash).or_insert(row);
         if used[*place as usize] && !used[row as usize] {

@@ -1,11 +1,9 @@
 //! Rows that share their rarest words: edited texts without a key (Broder, "On the resemblance and containment of documents",
 //! 1997: bottom-k sketches of shingles).
 
-use std::collections::HashMap;
-
 use rayon::prelude::*;
 
-use super::{NEW, Shared, narrow, sampled};
+use super::{HashMap, NEW, Shared, narrow, sampled};
 use crate::DatasetError;
 use crate::table::Column;
 
@@ -19,6 +17,8 @@ const COMMON: usize = 64;
 const CLOSE: usize = 4;
 /// The share of shingles two rows must have in common.
 const LEAST: f64 = 0.25;
+/// Bytes of a base column that is sketched whole.
+const SKETCHED: usize = 40 << 20;
 /// Bytes of a text that are sketched.
 const LONGEST: usize = 1 << 16;
 
@@ -39,14 +39,20 @@ pub(super) fn join(shared: &Shared, found: &mut [u32], used: &[bool]) -> Result<
         .par_iter()
         .map(|&row| bottom(derivative.text(row as usize)))
         .collect();
-    let mut wanted: HashMap<u64, Vec<u32>> = HashMap::new();
+    let mut wanted: HashMap<u64, Vec<u32>> = HashMap::default();
     for shingle in sketches.iter().flatten() {
         wanted.entry(*shingle).or_default();
     }
+    // Of a large base only the rows that nothing came from yet: those that something came from rarely have more to give.
+    let all = text_of(base, used.len()).saturating_mul(used.len() / used.len().clamp(1, 1000))
+        <= SKETCHED;
     // Base rows in order: the same list whatever the threads do.
     let hits: Vec<Vec<u64>> = (0..used.len())
         .into_par_iter()
         .map(|row| {
+            if !all && used[row] {
+                return Vec::new();
+            }
             let mut sketch = bottom(base.text(row));
             sketch.retain(|shingle| wanted.contains_key(shingle));
             sketch
@@ -66,7 +72,7 @@ pub(super) fn join(shared: &Shared, found: &mut [u32], used: &[bool]) -> Result<
         .par_iter()
         .zip(&sketches)
         .map(|(&row, sketch)| {
-            let mut counts: HashMap<u32, usize> = HashMap::new();
+            let mut counts: HashMap<u32, usize> = HashMap::default();
             for shingle in sketch {
                 let rows = wanted.get(shingle).map_or(&[][..], Vec::as_slice);
                 if rows.len() <= COMMON {
@@ -119,6 +125,13 @@ fn text_of(column: &Column, rows: usize) -> usize {
 
 /// The hashes of all runs of [`WORDS`] words, sorted, each once.
 fn shingles(text: Option<&[u8]>) -> Vec<u64> {
+    let mut all = unsorted(text);
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn unsorted(text: Option<&[u8]>) -> Vec<u64> {
     let text = text.unwrap_or_default();
     let text = &text[..text.len().min(LONGEST)];
     let words: Vec<u64> = text
@@ -130,7 +143,7 @@ fn shingles(text: Option<&[u8]>) -> Vec<u64> {
             })
         })
         .collect();
-    let mut all: Vec<u64> = words
+    words
         .windows(WORDS)
         .map(|window| {
             let mixed = window.iter().fold(0_u64, |h, &w| {
@@ -138,14 +151,18 @@ fn shingles(text: Option<&[u8]>) -> Vec<u64> {
             });
             mixed ^ (mixed >> 31)
         })
-        .collect();
-    all.sort_unstable();
-    all.dedup();
-    all
+        .collect()
 }
 
 fn bottom(text: Option<&[u8]>) -> Vec<u64> {
-    let mut all = shingles(text);
+    let mut all = unsorted(text);
+    // The least first, without sorting the rest.
+    if all.len() > 2 * SKETCH {
+        all.select_nth_unstable(2 * SKETCH);
+        all.truncate(2 * SKETCH);
+    }
+    all.sort_unstable();
+    all.dedup();
     all.truncate(SKETCH);
     all
 }
