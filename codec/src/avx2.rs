@@ -184,11 +184,11 @@ unsafe fn groups<const L: usize>(
         let source = slots.as_ptr();
         while done < count && at < limit {
             for part in 0..L / 32 {
-            let t = _mm256_loadu_si256(tables.as_ptr().add(done + 32 * part).cast());
-            let t = _mm256_min_epu8(_mm256_subs_epu8(t, one), most);
-            let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
-            let mut found = [zero; 4];
-            for i in 0..4 {
+                let t = _mm256_loadu_si256(tables.as_ptr().add(done + 32 * part).cast());
+                let t = _mm256_min_epu8(_mm256_subs_epu8(t, one), most);
+                let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
+                let mut found = [zero; 4];
+                for i in 0..4 {
                     let half = halves[i / 2];
                     let half = if i % 2 == 1 {
                         _mm_srli_si128::<8>(half)
@@ -219,9 +219,9 @@ unsafe fn groups<const L: usize>(
                     let filled = _mm256_or_si256(_mm256_slli_epi32::<16>(y), dealt);
                     x[4 * part + i] = _mm256_blendv_epi8(y, filled, wants);
                     at += 2 * mask.count_ones() as usize;
-            }
-            let bytes = pack_dwords(found);
-            _mm256_storeu_si256(tokens.as_mut_ptr().add(done + 32 * part).cast(), bytes);
+                }
+                let bytes = pack_dwords(found);
+                _mm256_storeu_si256(tokens.as_mut_ptr().add(done + 32 * part).cast(), bytes);
             }
             done += L;
         }

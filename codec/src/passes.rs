@@ -112,7 +112,11 @@ pub(crate) fn measure_plainly<const W: usize>(
 ) -> (usize, f32) {
     let (shift, mask) = exponent.parts();
     let mask = u32::try_from(mask).unwrap_or(0);
-    let most = if float { 1u32 << mantissa.min(24) } else { 1 << 24 };
+    let most = if float {
+        1u32 << mantissa.min(24)
+    } else {
+        1 << 24
+    };
     let sign = if float { u32::MAX } else { 0 };
     let mut sums = [0f32; SUMS];
     let mut counts = [0u32; SUMS];

@@ -41,24 +41,25 @@ pub(crate) fn encode(
         words.resize(end + 1, 0);
     }
     let mut at = end;
-    let step = |state: &mut u32, i: usize, at: &mut usize, words: &mut [u16], missing: &mut Vec<u32>| {
-        let intervals = set.intervals(tables[i]);
-        let mut interval = &intervals[usize::from(tokens[i])];
-        if interval.frequency == 0 {
-            missing.push(u32::try_from(i).unwrap_or(u32::MAX));
-            interval = &intervals[0];
-        }
-        let x = *state;
-        let full = u64::from(x) >= u64::from(interval.frequency) << shift;
-        // The word is written whether needed or not, and kept by moving the mark: no branch to mispredict.
-        words[*at] = low(x);
-        *at -= usize::from(full);
-        let x = x >> (16 * u32::from(full));
-        let q = high(u128::from(x) * u128::from(interval.reciprocal));
-        *state = x
-            .wrapping_add(u32::from(interval.bias))
-            .wrapping_add(q.wrapping_mul(u32::from(interval.others)));
-    };
+    let step =
+        |state: &mut u32, i: usize, at: &mut usize, words: &mut [u16], missing: &mut Vec<u32>| {
+            let intervals = set.intervals(tables[i]);
+            let mut interval = &intervals[usize::from(tokens[i])];
+            if interval.frequency == 0 {
+                missing.push(u32::try_from(i).unwrap_or(u32::MAX));
+                interval = &intervals[0];
+            }
+            let x = *state;
+            let full = u64::from(x) >= u64::from(interval.frequency) << shift;
+            // The word is written whether needed or not, and kept by moving the mark: no branch to mispredict.
+            words[*at] = low(x);
+            *at -= usize::from(full);
+            let x = x >> (16 * u32::from(full));
+            let q = high(u128::from(x) * u128::from(interval.reciprocal));
+            *state = x
+                .wrapping_add(u32::from(interval.bias))
+                .wrapping_add(q.wrapping_mul(u32::from(interval.others)));
+        };
     // From the last token to the first; lanes follow.
     let whole = count / lanes * lanes;
     for i in (whole..count).rev() {
@@ -87,9 +88,10 @@ pub(crate) fn encode(
         out.extend_from_slice(&state.to_le_bytes());
     }
     let words = &words[at + 1..=end];
-    out.reserve(2 * words.len());
-    for word in words {
-        out.extend_from_slice(&word.to_le_bytes());
+    let first = out.len();
+    out.resize(first + 2 * words.len(), 0);
+    for (to, word) in out[first..].as_chunks_mut::<2>().0.iter_mut().zip(words) {
+        *to = word.to_le_bytes();
     }
 }
 

@@ -410,7 +410,11 @@ impl Glance {
     ) -> Self {
         let words = target.len().min(prediction.len()) / W;
         let (changed, sum) = passes::measure::<W>(target, prediction, exponent, mantissa, float);
-        let among = if is_rare(changed, words) { changed } else { words };
+        let among = if is_rare(changed, words) {
+            changed
+        } else {
+            words
+        };
         Self {
             words,
             changed,
@@ -425,7 +429,6 @@ const PRIOR: f64 = 12.0;
 const FOLLOW: f64 = 0.05;
 /// Words to a changed one that the scale of such a row matters to.
 const MATTERS: usize = 24;
-
 
 /// The scales of rows, from their means alone: a row of few changes says little of its scale, and is like those before.
 pub(crate) fn settle(glances: &[Glance], scales: &mut Vec<i16>) {

@@ -144,8 +144,7 @@ impl TablesTrainer {
                 if pair.base.is_none() {
                     return Ok((None, None));
                 }
-                let found =
-                    LowRank::best(&analysis, pair.candidates, self.options.effort, sought)?;
+                let found = LowRank::best(&analysis, pair.candidates, self.options.effort, sought)?;
                 if found.is_some() {
                     analysis = Analysis::new(pair.target, pair.base, found.as_ref())?;
                 }

@@ -22,9 +22,9 @@ use crate::{
     rc::{Decoder, Encoder},
 };
 use factors::Entry;
+pub(crate) use fit::promising;
 pub use fit::{Unmerged, unmerge};
 use fit::{cheapest, fit};
-pub(crate) use fit::promising;
 pub(crate) use predict::{BELOW, CLASSES, Class};
 use predict::{Factors, Rounding};
 
@@ -80,7 +80,11 @@ impl LowRank {
         if let Some(best) = cheapest(analysis, candidates, effort)? {
             return Ok(Some(best));
         }
-        if sought { fit(analysis, effort) } else { Ok(None) }
+        if sought {
+            fit(analysis, effort)
+        } else {
+            Ok(None)
+        }
     }
 
     /// The prediction that an adapter makes.
