@@ -1,7 +1,6 @@
 //! Remote models against servers on this machine: what they send, what they break, and what is never sent to them.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
-mod fuzz;
 mod http;
 mod hub;
 mod server;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "random bytes")]
 
-#[path = "../../../fuzz/src/safetensors.rs"]
+#[path = "../../fuzz/src/safetensors.rs"]
 #[expect(unreachable_pub, reason = "the fuzz crate exports it")]
 mod targets;
 
