@@ -5,7 +5,23 @@
 //! input makes them read or write outside.
 
 use std::arch::x86_64::{
-    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_abs_epi8, _mm256_castsi256_si128, _mm256_cmpge_epu8_mask, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_maskz_expand_epi8, _mm256_set1_epi8, _mm256_storeu_si256, _mm512_abs_epi32, _mm512_add_epi16, _mm512_add_epi32, _mm512_adds_epu8, _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi32_epi16, _mm512_cvtepi32_epi8, _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvtepu8_epi32, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32, _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_max_epu8, _mm512_min_epu8, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_epi8, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srai_epi16, _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_subs_epu8, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
+    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128,
+    _mm_subs_epu8, _mm256_abs_epi8, _mm256_castsi256_si128, _mm256_cmpge_epu8_mask,
+    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_maskz_expand_epi8, _mm256_set1_epi8,
+    _mm256_storeu_si256, _mm512_abs_epi32, _mm512_add_epi16, _mm512_add_epi32, _mm512_adds_epu8,
+    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask,
+    _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32,
+    _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
+    _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32,
+    _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32,
+    _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32,
+    _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_max_epu8, _mm512_min_epu8,
+    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_epi8,
+    _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_sll_epi32,
+    _mm512_slli_epi32, _mm512_srai_epi16, _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srl_epi32,
+    _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_subs_epu8,
+    _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
 };
 use std::sync::LazyLock;
 
@@ -38,7 +54,9 @@ pub(crate) fn available() -> bool {
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
 pub(crate) unsafe fn groups<const L: usize>(
     states: &mut [u32; MOST],
     words: &[u8],
@@ -72,28 +90,28 @@ pub(crate) unsafe fn groups<const L: usize>(
         while done < count && at < limit {
             macro_rules! lanes {
                 ($i:literal) => {
-                let t = _mm_loadu_si128(tables.as_ptr().add(done + 16 * $i).cast());
-                let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
-                let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(t), shift);
-                let index = _mm512_or_si512(table, _mm512_and_si512(x[$i], low));
-                let slot = _mm512_i32gather_epi32::<4>(index, source.cast());
-                _mm_storeu_si128(
-                    tokens.as_mut_ptr().add(done + 16 * $i).cast(),
-                    _mm512_cvtepi32_epi8(slot),
-                );
-                let y = _mm512_add_epi32(
-                    _mm512_mullo_epi32(
-                        _mm512_srli_epi32::<20>(slot),
-                        _mm512_srl_epi32(x[$i], shift),
-                    ),
-                    _mm512_and_si512(_mm512_srli_epi32::<8>(slot), offset),
-                );
-                let wants = _mm512_cmplt_epu32_mask(y, lower);
-                let next =
-                    _mm512_cvtepu16_epi32(_mm256_loadu_si256(words.as_ptr().add(at).cast()));
-                let dealt = _mm512_maskz_expand_epi32(wants, next);
-                x[$i] = _mm512_mask_or_epi32(y, wants, _mm512_slli_epi32::<16>(y), dealt);
-                at += 2 * wants.count_ones() as usize;
+                    let t = _mm_loadu_si128(tables.as_ptr().add(done + 16 * $i).cast());
+                    let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
+                    let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(t), shift);
+                    let index = _mm512_or_si512(table, _mm512_and_si512(x[$i], low));
+                    let slot = _mm512_i32gather_epi32::<4>(index, source.cast());
+                    _mm_storeu_si128(
+                        tokens.as_mut_ptr().add(done + 16 * $i).cast(),
+                        _mm512_cvtepi32_epi8(slot),
+                    );
+                    let y = _mm512_add_epi32(
+                        _mm512_mullo_epi32(
+                            _mm512_srli_epi32::<20>(slot),
+                            _mm512_srl_epi32(x[$i], shift),
+                        ),
+                        _mm512_and_si512(_mm512_srli_epi32::<8>(slot), offset),
+                    );
+                    let wants = _mm512_cmplt_epu32_mask(y, lower);
+                    let next =
+                        _mm512_cvtepu16_epi32(_mm256_loadu_si256(words.as_ptr().add(at).cast()));
+                    let dealt = _mm512_maskz_expand_epi32(wants, next);
+                    x[$i] = _mm512_mask_or_epi32(y, wants, _mm512_slli_epi32::<16>(y), dealt);
+                    at += 2 * wants.count_ones() as usize;
                 };
             }
             lanes!(0);
@@ -117,7 +135,9 @@ pub(crate) unsafe fn groups<const L: usize>(
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
 pub(crate) unsafe fn encode<const L: usize>(
     states: &mut [u32; MOST],
     tables: &[u8],
@@ -223,7 +243,9 @@ pub(crate) unsafe fn encode<const L: usize>(
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
 pub(crate) unsafe fn tokens<const W: usize>(
     target: &[u8],
     prediction: &[u8],
@@ -233,7 +255,8 @@ pub(crate) unsafe fn tokens<const W: usize>(
     found: (&mut Vec<u32>, &mut Vec<u32>, &mut Vec<u32>),
 ) {
     let (changed, wide, sizes) = found;
-    let groups = ((target.len().min(prediction.len()) / W).min(tokens.len()) / GROUP).min(masks.len());
+    let groups =
+        ((target.len().min(prediction.len()) / W).min(tokens.len()) / GROUP).min(masks.len());
     let (log, sub) = crate::token::shape(W);
     let (log, sub) = (log.cast_signed(), sub.cast_signed());
     let zero = _mm512_setzero_si512();
@@ -262,10 +285,7 @@ pub(crate) unsafe fn tokens<const W: usize>(
             let at = group * GROUP + 16 * half;
             // SAFETY: the group's words and bytes are inside the slices; there is room for sixteen sizes.
             unsafe {
-                let (t, p) = (
-                    target.as_ptr().add(at * W),
-                    prediction.as_ptr().add(at * W),
-                );
+                let (t, p) = (target.as_ptr().add(at * W), prediction.as_ptr().add(at * W));
                 let d = if W == 2 {
                     let load = |from: *const u8| {
                         _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
@@ -318,7 +338,9 @@ pub(crate) unsafe fn tokens<const W: usize>(
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
 pub(crate) unsafe fn fill(
     exponent: Exponent,
     window: &Window,
@@ -333,9 +355,7 @@ pub(crate) unsafe fn fill(
     let shift = _mm_cvtsi32_si128(shift.cast_signed());
     let mask = _mm512_set1_epi8(mask.cast_signed());
     // Bytes saturate, so that a window further off is like one just out of reach.
-    let byte = |x: i32| {
-        _mm512_set1_epi8(u8::try_from(x.clamp(0, 255)).unwrap_or(0).cast_signed())
-    };
+    let byte = |x: i32| _mm512_set1_epi8(u8::try_from(x.clamp(0, 255)).unwrap_or(0).cast_signed());
     let (below, above) = (byte(window.low), byte(window.low.saturating_neg()));
     let (one, most) = (byte(1), byte(15));
     // Of every word of two vectors the lower byte.
@@ -356,7 +376,8 @@ pub(crate) unsafe fn fill(
         // SAFETY: the group's words and bytes are inside both slices.
         unsafe {
             let from = prediction.as_ptr().add(group * 128);
-            let part = |i: usize| _mm512_srl_epi16(_mm512_loadu_si512(from.add(64 * i).cast()), shift);
+            let part =
+                |i: usize| _mm512_srl_epi16(_mm512_loadu_si512(from.add(64 * i).cast()), shift);
             let e = _mm512_permutex2var_epi8(part(0), lower, part(1));
             let e = _mm512_max_epu8(_mm512_and_si512(e, mask), one);
             let place = _mm512_adds_epu8(_mm512_subs_epu8(e, below), above);
@@ -375,7 +396,9 @@ pub(crate) unsafe fn fill(
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
 pub(crate) unsafe fn rebuild<const W: usize>(
     prediction: &[u8],
     masks: &[u32],
@@ -410,8 +433,7 @@ pub(crate) unsafe fn rebuild<const W: usize>(
                     let top = _mm512_set1_epi16(i16::MIN);
                     let o = _mm512_xor_si512(p, _mm512_or_si512(_mm512_srai_epi16::<15>(p), top));
                     let o = _mm512_add_epi16(o, d);
-                    let below =
-                        _mm512_xor_si512(_mm512_srai_epi16::<15>(o), _mm512_set1_epi16(-1));
+                    let below = _mm512_xor_si512(_mm512_srai_epi16::<15>(o), _mm512_set1_epi16(-1));
                     _mm512_xor_si512(o, _mm512_or_si512(below, top))
                 } else {
                     _mm512_add_epi16(p, d)
@@ -470,7 +492,9 @@ pub(crate) unsafe fn rebuild<const W: usize>(
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1")]
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
 pub(crate) unsafe fn measure<const W: usize>(
     target: &[u8],
     prediction: &[u8],

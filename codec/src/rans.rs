@@ -88,9 +88,10 @@ pub(crate) fn encode(
         out.extend_from_slice(&state.to_le_bytes());
     }
     let words = &words[at + 1..=end];
-    out.reserve(2 * words.len());
-    for word in words {
-        out.extend_from_slice(&word.to_le_bytes());
+    let first = out.len();
+    out.resize(first + 2 * words.len(), 0);
+    for (to, word) in out[first..].as_chunks_mut::<2>().0.iter_mut().zip(words) {
+        *to = word.to_le_bytes();
     }
 }
 

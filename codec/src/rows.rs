@@ -410,7 +410,11 @@ impl Glance {
     ) -> Self {
         let words = target.len().min(prediction.len()) / W;
         let (changed, sum) = passes::measure::<W>(target, prediction, exponent, mantissa, float);
-        let among = if is_rare(changed, words) { changed } else { words };
+        let among = if is_rare(changed, words) {
+            changed
+        } else {
+            words
+        };
         Self {
             words,
             changed,
@@ -423,24 +427,31 @@ impl Glance {
 const PRIOR: f64 = 12.0;
 /// How fast that follows the rows.
 const FOLLOW: f64 = 0.05;
+/// How far from that a row's mean counts.
+const FAR: f64 = 8.0;
 /// Words to a changed one that the scale of such a row matters to.
 const MATTERS: usize = 24;
 
-
 /// The scales of rows, from their means alone: a row of few changes says little of its scale, and is like those before.
 pub(crate) fn settle(glances: &[Glance], scales: &mut Vec<i16>) {
-    let changed = glances.iter().filter(|g| g.changed > 0);
-    let rows = changed.clone().count().max(1);
-    let mut prior = changed.map(|g| g.mean).sum::<f64>() / rows as f64;
+    let mut means: Vec<f64> = glances
+        .iter()
+        .map(|g| g.mean)
+        .filter(|m| *m > 0.0)
+        .collect();
+    means.sort_unstable_by(f64::total_cmp);
+    let mut prior = means.get(means.len() / 2).copied().unwrap_or(0.0);
     let mut model = Model::new();
     let mut coder = crate::rc::Encoder::new();
     for glance in glances {
         let scale = if glance.changed == 0 {
             UNCHANGED
         } else if is_rare(glance.changed, glance.words) {
+            // One large weight that moved is no reason to give up on all others.
+            let own = glance.mean.clamp(prior / FAR, prior * FAR);
             let n = glance.changed as f64;
-            let mean = (n * glance.mean + PRIOR * prior) / (n + PRIOR);
-            prior += FOLLOW * (glance.mean - prior);
+            let mean = (n * own + PRIOR * prior) / (n + PRIOR);
+            prior += FOLLOW * (own - prior);
             settled(scale_of(mean), MATTERS * glance.changed, &model)
         } else {
             settled(scale_of(glance.mean), glance.words, &model)

@@ -174,6 +174,19 @@ fn cases() -> Vec<Case> {
             });
         }
     }
+    // Enough bits for all lanes.
+    let shape = vec![400, 111];
+    let base: Vec<f64> = (0..400 * 111).map(|_| random.normal() * 0.05).collect();
+    let tuned: Vec<f64> = base.iter().map(|b| b + random.normal() * 3e-3).collect();
+    cases.push(Case {
+        name: "long".to_owned(),
+        dtype: DType::BF16,
+        shape: shape.clone(),
+        target: values(&tuned, DType::BF16),
+        base: Some((DType::BF16, shape, values(&base, DType::BF16))),
+        effort: Effort::Default,
+        adapter: None,
+    });
     // Weight decay moves most rows by steps of the mantissa.
     let base: Vec<f64> = (0..90 * 111)
         .map(|_| f64::from((random.normal() * 0.05) as f32))

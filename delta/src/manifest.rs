@@ -264,8 +264,9 @@ impl DeltaManifest {
         seal::settle(self, others)
     }
 
-    /// Reads and checks a manifest: version first, then the seal, then every number and path against the others.
-    pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DeltaError> {
+    /// Reads and checks a manifest: version first, then the seal, then every number and path against the others. `path` is a name
+    /// for messages.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DeltaError> {
         let corrupt = |problem: String| DeltaError::corrupt(path, problem);
         let value = seal::value(path, bytes)?;
         if value.get("delta_type").and_then(serde_json::Value::as_str) == Some("svd_delta") {
