@@ -53,12 +53,12 @@ static SPEC: Spec = Spec {
         Column::new(
             "sha256",
             Type::Text,
-            "Its SHA-256: that of the fine-tune's file.",
+            "Its SHA-256: that of the fine-tune's file, unless it is an approximation of it.",
         ),
         Column::new(
             "origin",
             Type::Text,
-            "How it came about: rebuilt, carried, copied (from the base) or exists.",
+            "How it came about: rebuilt, approximated (by a lossy delta), carried, copied (from the base) or exists.",
         ),
         Column::new("path", Type::Text, "Where the model is."),
         Column::new(
