@@ -43,7 +43,7 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
          an element, as I8) and scales (F32; F64 for F64 tensors). Null where data, dtype or shape is null; a null base_data \
          quantises the tensor itself. Lossy.",
         SYNTAX,
-        "SELECT f.name, tensor_stats(q['codes'], 'I8')['max'] AS largest_code, octet_length(q['scales']) / 4 AS scales\n\
+        "SELECT f.name, tensor_stats(q['codes'], 'I8')['max'] AS largest_code, tensor_stats(q['scales'], 'F32')['count'] AS scales\n\
          FROM (SELECT f.name, int8_quantize(f.data, f.dtype, f.shape, b.data) AS q\n\
          \u{20}     FROM sparse_tensors('examples/models/sft') AS f\n\
          \u{20}     JOIN sparse_tensors('examples/models/base') AS b ON f.name = b.name) AS f\n\

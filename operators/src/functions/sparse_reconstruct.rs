@@ -60,12 +60,12 @@ static SPEC: Spec = Spec {
         Column::new(
             "sha256",
             Type::Text,
-            "Its SHA-256: that of the fine-tune's file; null for merged weights in a dry run.",
+            "Its SHA-256: that of the fine-tune's file, unless it is an approximation of it; null for merged weights in a dry run.",
         ),
         Column::new(
             "origin",
             Type::Text,
-            "How it came about: rebuilt, merged, carried, copied (from the base) or exists.",
+            "How it came about: rebuilt, merged, approximated (by a lossy delta), carried, copied (from the base) or exists.",
         ),
         Column::new("path", Type::Text, "Where the model is."),
         Column::new(
