@@ -28,8 +28,20 @@ fn the_examples_of_the_help_run() {
         "info",
         "verify",
         "features",
+        "bench",
+        "catalog list",
+        "catalog find-base",
+        "cache get-or-reconstruct",
+        "cache resolve",
+        "cache prefetch",
+        "cache jobs",
+        "cache stats",
+        "cache gc",
+        "cache verify",
     ] {
-        let help = run_ok(work.path(), &[command, "--help"]);
+        let mut arguments: Vec<&str> = command.split(' ').collect();
+        arguments.push("--help");
+        let help = run_ok(work.path(), &arguments);
         let examples = help.split("Examples:").nth(1).unwrap();
         for line in examples.lines().map(str::trim) {
             let line = line.split("    #").next().unwrap().trim();
@@ -38,6 +50,9 @@ fn the_examples_of_the_help_run() {
                 || line.contains("org/")
                 || line.contains("://")
                 || line.contains("rebuilt")
+                || line.contains("./my-")
+                || line.contains("--cancel")
+                || line.contains("hf-cache")
             {
                 continue;
             }
