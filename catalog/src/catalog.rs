@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use sparse_store::{OpenOptions, StoreError};
+use sparse_store::{HubQuery, OpenOptions, StoreError};
 
 use crate::CatalogError;
 use crate::directory;
@@ -17,7 +17,16 @@ pub enum Catalog {
     Directory(PathBuf),
     /// The Hub's local cache; none: where the environment says it is.
     HfCache(Option<PathBuf>),
+    /// Models that the Hub lists.
+    Hub(HubQuery),
+    /// A Parquet, CSV or JSON-lines file with a column `model` and perhaps `base` and `relation`.
+    Table(PathBuf),
+    /// MLflow's model registry, at this address.
+    Mlflow(String),
 }
+
+/// What a catalog may be, for messages.
+const FORMS: &str = "give a folder of models, a table (.parquet, .csv, .jsonl), hf-cache, hub:ORG/BASE or mlflow:URL";
 
 /// How a catalog is listed.
 #[derive(Clone, Debug)]
@@ -38,16 +47,17 @@ impl Default for ListOptions {
 }
 
 impl Catalog {
-    /// Reads a catalog reference: a folder, or `hf-cache[:FOLDER]`.
+    /// Reads a catalog reference: a folder; a table; `hf-cache[:FOLDER]`; `hub:ORG/BASE`, `hub:ORG`, with `?relation=`, `search=`,
+    /// `filter=`, `limit=`; `mlflow:URL`.
     ///
     /// # Errors
-    /// A reference that is neither.
+    /// A reference that is none of these.
     pub fn parse(reference: &str) -> Result<Self, CatalogError> {
         let text = reference.trim();
         if text.is_empty() || text.contains('\0') {
-            return Err(CatalogError::usage(
-                "the catalog is empty; give a folder of models, or hf-cache",
-            ));
+            return Err(CatalogError::usage(format!(
+                "the catalog is empty; {FORMS}"
+            )));
         }
         if text == "hf-cache" {
             return Ok(Self::HfCache(None));
@@ -55,15 +65,25 @@ impl Catalog {
         if let Some(folder) = text.strip_prefix("hf-cache:") {
             return Ok(Self::HfCache(Some(PathBuf::from(folder))));
         }
+        if let Some(query) = text.strip_prefix("hub:") {
+            return crate::hub::parse(query).map(Self::Hub);
+        }
+        if let Some(address) = text.strip_prefix("mlflow:") {
+            return crate::mlflow::parse(address).map(Self::Mlflow);
+        }
         if text.contains("://") && !text.starts_with("file://") {
             return Err(CatalogError::usage(format!(
-                "{text} is no catalog; give a folder of models, or hf-cache"
+                "{text} is no catalog; {FORMS}"
             )));
         }
-        match sparse_store::Location::parse(text)? {
-            sparse_store::Location::Local(path) => Ok(Self::Directory(path)),
-            _ => Ok(Self::Directory(PathBuf::from(text))),
+        let path = match sparse_store::Location::parse(text)? {
+            sparse_store::Location::Local(path) => path,
+            _ => PathBuf::from(text),
+        };
+        if crate::table::is_table(&path) {
+            return Ok(Self::Table(path));
         }
+        Ok(Self::Directory(path))
     }
 
     /// The models of the catalog, in a fixed order.
@@ -71,12 +91,26 @@ impl Catalog {
     /// # Errors
     /// A catalog that cannot be read. A model in it that cannot is an entry with a `problem`.
     pub async fn list(&self, options: &ListOptions) -> Result<Vec<ModelEntry>, CatalogError> {
+        let listed = match self {
+            Self::Hub(query) => {
+                Some(crate::hub::list(query, &options.open, &hub_cache(options)).await?)
+            }
+            Self::Mlflow(address) => Some(crate::mlflow::list(address, &options.open).await?),
+            _ => None,
+        };
         let (this, options) = (self.clone(), options.clone());
-        blocking(move || this.list_now(&options)).await
+        blocking(move || this.list_here(listed, &options)).await
     }
 
-    fn list_now(&self, options: &ListOptions) -> Result<Vec<ModelEntry>, CatalogError> {
+    /// What is on this machine of the catalog: all of it, or what of `listed` is.
+    fn list_here(
+        &self,
+        listed: Option<Vec<ModelEntry>>,
+        options: &ListOptions,
+    ) -> Result<Vec<ModelEntry>, CatalogError> {
         let mut entries = match self {
+            Self::Hub(_) | Self::Mlflow(_) => listed.unwrap_or_default(),
+            Self::Table(path) => crate::table::read(path)?,
             Self::Directory(path) => {
                 if !path.exists() {
                     return Err(not_there(path));
@@ -84,8 +118,7 @@ impl Catalog {
                 directory::scan(path)?
             }
             Self::HfCache(folder) => {
-                let root = folder.clone().or_else(|| options.open.hub_cache.clone());
-                let root = root.unwrap_or_else(|| options.open.cache().join("hub"));
+                let root = folder.clone().unwrap_or_else(|| hub_cache(options));
                 directory::hub_cache(&root)?
             }
         };
@@ -98,10 +131,16 @@ impl Catalog {
     }
 }
 
+/// Where the Hub's local cache is.
+fn hub_cache(options: &ListOptions) -> PathBuf {
+    let set = options.open.hub_cache.clone();
+    set.unwrap_or_else(|| options.open.cache().join("hub"))
+}
+
 fn not_there(path: &Path) -> CatalogError {
     StoreError::NotFound {
         what: format!("the catalog {}", path.display()),
-        remedy: "give a folder of models, or hf-cache for the Hub's local cache".to_owned(),
+        remedy: FORMS.to_owned(),
     }
     .into()
 }

@@ -107,6 +107,14 @@ fn snapshot(folder: &Path, repo: &str) -> Option<ModelEntry> {
     Some(entry)
 }
 
+/// Where the Hub's cache has a commit of a repository, if it does.
+pub(crate) fn cached(root: &Path, repo: &str, commit: &str) -> Option<PathBuf> {
+    let is_commit = commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let folder = root.join(format!("models--{}", repo.replace('/', "--")));
+    let path = folder.join("snapshots").join(commit);
+    (is_commit && path.is_dir()).then_some(path)
+}
+
 /// The models of the Hub's cache, sorted by name.
 pub(crate) fn hub_cache(root: &Path) -> Result<Vec<ModelEntry>, StoreError> {
     if !root.exists() {

@@ -12,6 +12,12 @@ pub enum Source {
     Directory,
     /// The local cache of the Hub.
     HfCache,
+    /// The Hub.
+    Hub,
+    /// A table.
+    Table,
+    /// MLflow's model registry.
+    Mlflow,
 }
 
 impl Source {
@@ -21,6 +27,9 @@ impl Source {
         match self {
             Self::Directory => "directory",
             Self::HfCache => "hf_cache",
+            Self::Hub => "hub",
+            Self::Table => "table",
+            Self::Mlflow => "mlflow",
         }
     }
 }
@@ -35,6 +44,8 @@ pub enum DeclaredIn {
     AdapterConfig,
     /// `_name_or_path` of its `config.json`: the model it was loaded from.
     Config,
+    /// The catalog itself: a table, or a registry's tags.
+    Catalog,
 }
 
 impl DeclaredIn {
@@ -45,6 +56,7 @@ impl DeclaredIn {
             Self::Readme => "readme",
             Self::AdapterConfig => "adapter_config",
             Self::Config => "config",
+            Self::Catalog => "catalog",
         }
     }
 }

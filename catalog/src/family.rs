@@ -2,6 +2,8 @@
 //!
 //! Fine-tunes of one base often move the same way, so that a sibling can be nearer than the base they share. Over all relatives
 //! the base is still the centre: the model from which the others, the fine-tune in question among them, are nearest on average.
+//! Members that are near one another (the checkpoints of one run, copies) count together for hardly more than one of them, so that
+//! many of a kind do not pull the centre to themselves.
 
 use crate::distance::{Scaled, gaps};
 use crate::sample::mix;
@@ -15,6 +17,8 @@ pub(crate) struct Family {
     chunks: usize,
     /// (sum of bits, weights compared) of a pair's sample.
     gaps: Vec<(f64, f64)>,
+    /// How much each member counts.
+    weights: Vec<f64>,
 }
 
 /// The centre of a family.
@@ -26,6 +30,7 @@ pub(crate) struct Centre {
 }
 
 impl Family {
+    /// The last member is the model in question.
     pub(crate) fn new(members: &[&Scaled]) -> Self {
         let chunks = members.first().map_or(0, |member| member.len());
         let mut all = vec![(0.0, 0.0); members.len() * members.len() * chunks];
@@ -43,11 +48,47 @@ impl Family {
                 }
             }
         }
-        Self {
+        let mut family = Self {
             members: members.len(),
             chunks,
             gaps: all,
-        }
+            weights: Vec::new(),
+        };
+        family.weights = family.weigh();
+        family
+    }
+
+    /// One over the relatives that are about as near to a relative as it is itself: those at the median distance from the model in
+    /// question, or further, are not near. The model in question, whose base is sought, counts whole.
+    fn weigh(&self) -> Vec<f64> {
+        let same = vec![1.0; self.chunks];
+        let me = self.members.saturating_sub(1);
+        let mut distances: Vec<f64> = (0..me)
+            .map(|other| self.distance(me, other, &same))
+            .collect();
+        distances.sort_by(f64::total_cmp);
+        let far = distances.get(distances.len() / 2).copied().unwrap_or(0.0);
+        let near = |a: usize, b: usize| match a == b {
+            true => 1.0,
+            false => (1.0 - self.distance(a, b, &same) / far.max(f64::MIN_POSITIVE)).max(0.0),
+        };
+        (0..me)
+            .map(|a| 1.0 / (0..me).map(|b| near(a, b)).sum::<f64>())
+            .chain([1.0])
+            .collect()
+    }
+
+    /// Mean bits between two members, samples counted as often as `times` says.
+    fn distance(&self, a: usize, b: usize, times: &[f64]) -> f64 {
+        let at = (a * self.members + b) * self.chunks;
+        let pair = self.gaps.get(at..at + self.chunks).unwrap_or(&[]);
+        let (bits, count) = pair
+            .iter()
+            .zip(times)
+            .fold((0.0, 0.0), |sum, (gap, times)| {
+                (sum.0 + gap.0 * times, sum.1 + gap.1 * times)
+            });
+        if count > 0.0 { bits / count } else { 0.0 }
     }
 
     /// The centre among the members that `allowed` names, seen from all members. None if no member is allowed.
@@ -63,8 +104,8 @@ impl Family {
                     *times += 1;
                 }
             }
-            let weight = |chunk: usize| f64::from(times.get(chunk).copied().unwrap_or(0));
-            if self.nearest_to_all(allowed, weight) == Some(member) {
+            let drawn = |chunk: usize| f64::from(times.get(chunk).copied().unwrap_or(0));
+            if self.nearest_to_all(allowed, drawn) == Some(member) {
                 same += 1;
             }
         }
@@ -73,19 +114,17 @@ impl Family {
         Some(Centre { member, confidence })
     }
 
-    fn nearest_to_all(&self, allowed: &[usize], weight: impl Fn(usize) -> f64) -> Option<usize> {
-        let weights: Vec<f64> = (0..self.chunks).map(weight).collect();
+    fn nearest_to_all(&self, allowed: &[usize], times: impl Fn(usize) -> f64) -> Option<usize> {
+        let times: Vec<f64> = (0..self.chunks).map(times).collect();
         let mut best: Option<(f64, usize)> = None;
         for &candidate in allowed {
-            let mut cost = 0.0;
-            for other in (0..self.members).filter(|other| *other != candidate) {
-                let at = (candidate * self.members + other) * self.chunks;
-                let pair = self.gaps.get(at..at + self.chunks).unwrap_or(&[]);
-                let (bits, count) = pair.iter().zip(&weights).fold((0.0, 0.0), |sum, (gap, w)| {
-                    (sum.0 + gap.0 * w, sum.1 + gap.1 * w)
-                });
-                cost += if count > 0.0 { bits / count } else { 0.0 };
-            }
+            let cost: f64 = self
+                .weights
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != candidate)
+                .map(|(other, weight)| weight * self.distance(candidate, other, &times))
+                .sum();
             if best.is_none_or(|(least, _)| cost < least) {
                 best = Some((cost, candidate));
             }
@@ -127,5 +166,11 @@ mod tests {
             })
         );
         assert_eq!(family.centre(&[]), None);
+        // Twenty copies of one of them change nothing.
+        let mut many: Vec<&Scaled> = vec![&long, &base, &short, &other];
+        many.extend(std::iter::repeat_n(&long, 20));
+        many.push(&third);
+        let centre = Family::new(&many).centre(&[0, 1, 2, 3]);
+        assert_eq!(centre.map(|centre| centre.member), Some(1));
     }
 }

@@ -114,7 +114,7 @@ pub struct BaseFound {
 /// Of each model up to 128 samples of 512 weights are read, at the same places; 32 of them tell strangers from relatives. A model is
 /// compared by the tensors it has in common: names may differ by leading components, dtypes and the number of rows (added vocabulary)
 /// may differ. Relatives are then compared with one another, since fine-tunes of one base often move alike: the base is the one from
-/// which all of them are nearest. A relative that names another relative as its base is not the base, nor one with more rows than the
+/// which all of them are nearest (the 32 nearest are looked at; copies and checkpoints of one run count for hardly more than one). A relative that names another relative as its base is not the base, nor one with more rows than the
 /// model where there is one without.
 ///
 /// ```no_run
@@ -268,7 +268,8 @@ impl Search<'_> {
         }
         let compared = scores.iter().filter(|score| score.score.is_some()).count() as u64;
         let relatives = related.len() as u64;
-        let family = self.read_rest(&subject, related, &mut scores)?;
+        let declared = self.declared(&entries);
+        let family = self.read_rest(&subject, related, declared, &mut scores)?;
         let mut found = self.decide(&subject, &entries, &family, &scores);
         scores.sort_by(|a, b| {
             let key = |score: &CandidateScore| score.score.unwrap_or(f64::MIN);
@@ -328,7 +329,7 @@ impl Search<'_> {
         entries.par_iter().map(compare).collect()
     }
 
-    fn compare(&self, subject: &Subject, path: &PathBuf) -> Result<Compared, StoreError> {
+    fn compare(&self, subject: &Subject, path: &Path) -> Result<Compared, StoreError> {
         let weights = Weights::open(path)?;
         let mapping = Mapping::new(&subject.weights, &weights);
         let mut scaled = Scaled::new();
@@ -352,9 +353,27 @@ impl Search<'_> {
         &self,
         subject: &Subject,
         mut related: Vec<(usize, Compared)>,
+        declared: Option<usize>,
         scores: &mut [CandidateScore],
     ) -> Result<Vec<Relative>, CatalogError> {
-        related.sort_by(|a, b| b.1.summary.score.total_cmp(&a.1.summary.score));
+        // The base that the model names comes first among copies of it.
+        let rank = |at: usize| (Some(at) != declared, at);
+        related.sort_by(|a, b| {
+            let score = |of: &(usize, Compared)| of.1.summary.score;
+            score(b)
+                .total_cmp(&score(a))
+                .then(rank(a.0).cmp(&rank(b.0)))
+        });
+        // Copies of one model: the first of them stands for all.
+        related.dedup_by(|later, first| {
+            let bits = |of: &Compared| (of.summary.score.to_bits(), of.summary.bits.to_bits());
+            bits(&later.1) == bits(&first.1) && later.1.scaled == first.1.scaled
+        });
+        if let Some(far) = related.iter().position(|(at, _)| Some(*at) == declared)
+            && far >= MAX_FAMILY
+        {
+            related.swap(far, MAX_FAMILY - 1);
+        }
         related.truncate(MAX_FAMILY);
         // In the catalog's order, so that ties do not depend on noise.
         related.sort_by_key(|(at, _)| *at);

@@ -1,4 +1,5 @@
-//! Catalogs of models: what is in a folder, and which model of a catalog a fine-tune descends from.
+//! Catalogs of models (folders, tables, the Hub and its local cache, MLflow's registry), and which model of a catalog a fine-tune
+//! descends from.
 //!
 //! [`Catalog`] lists models with what they say of themselves: configuration, README, safetensors headers. [`FindBase`] finds the
 //! base of a fine-tune that says nothing, by its weights: a few hundred kilobytes of samples of each model, whatever its size.
@@ -11,8 +12,11 @@ mod entry;
 mod error;
 mod family;
 mod find;
+mod hub;
 mod local;
+mod mlflow;
 mod sample;
+mod table;
 mod weights;
 
 pub use catalog::{Catalog, ListOptions};

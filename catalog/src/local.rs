@@ -37,11 +37,12 @@ pub(crate) fn describe(entry: &mut ModelEntry, path: &Path, headers: bool) {
             .or_else(|| json(&path.join("model_index.json")))
             .unwrap_or_default();
         let adapter: Option<AdapterConfig> = json(&path.join("adapter_config.json"));
-        entry.model_type = config.model_type;
+        entry.model_type = config.model_type.or(entry.model_type.take());
         entry.architecture = config
             .architectures
             .and_then(|names| names.into_iter().next())
-            .or(config.class_name);
+            .or(config.class_name)
+            .or(entry.architecture.take());
         let readme = text(&path.join("README.md"), MAX_CARD).unwrap_or_default();
         let card = card::parse(&readme);
         if let Some(adapter) = &adapter {
@@ -51,7 +52,9 @@ pub(crate) fn describe(entry: &mut ModelEntry, path: &Path, headers: bool) {
             .as_ref()
             .and_then(|adapter| adapter.base_model_name_or_path.clone())
             .filter(|base| !base.is_empty());
-        if let Some(base) = card.base {
+        if entry.base.is_some() {
+            // The catalog itself has said it.
+        } else if let Some(base) = card.base {
             entry.relation = card.relation;
             entry.base = Some(base);
             entry.declared_in = Some(DeclaredIn::Readme);

@@ -60,7 +60,7 @@ pub(crate) fn choose(weights: &Weights) -> Vec<Chunk> {
         // Bits of the number in reverse: 0, 1/2, 1/4, 3/4, 1/8, ... of the way.
         let reversed = number.reverse_bits() >> (64 - CHUNKS.trailing_zeros());
         let stride = u128::from(total) / CHUNKS as u128;
-        let jitter = u128::from(mix(number)) * stride >> 64;
+        let jitter = (u128::from(mix(number)) * stride) >> 64;
         let at = u128::from(reversed) * u128::from(total) / CHUNKS as u128 + jitter;
         let mut at = u64::try_from(at).unwrap_or(0);
         for &(tensor, shape) in &tensors {

@@ -30,7 +30,7 @@ mod testing;
 
 pub use cache::cache_dir;
 pub use error::{ErrorKind, StoreError};
-pub use fetch::{fetch_dataset, fetch_prefix};
+pub use fetch::{HubModel, HubQuery, fetch_dataset, fetch_prefix, list_hub_models};
 pub use header::{Header, MAX_HEADER, TensorEntry};
 pub use index::{INDEX_SUFFIX, ShardIndex};
 pub use location::{Location, redact_url};

@@ -155,6 +155,12 @@ fn hub_id(text: &str) -> Option<Location> {
     })
 }
 
+/// Whether this is the name of a repository, with or without an owner: safe as a part of a path.
+pub(crate) fn is_hub_id(id: &str) -> bool {
+    let mut parts = id.splitn(2, '/');
+    parts.all(hub_name)
+}
+
 fn hub_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (1..=96).contains(&name.len())

@@ -58,6 +58,21 @@ fn a_base_is_found_among_the_example_models() {
             "{found}"
         );
     }
+    // A table is a catalog, on the command line and in SQL.
+    let table = text(&work.path().join("known.csv"));
+    let rows = ["base", "sft"].map(|name| format!("{},note\n", example(name)));
+    std::fs::write(&table, format!("model,note\n{}", rows.concat())).unwrap();
+    let listed = run_json(work.path(), &["catalog", "list", &table]);
+    assert_eq!(
+        (&listed[0]["source"], &listed[1]["base"]),
+        (&"table".into(), &"base".into()),
+        "{listed}"
+    );
+    let sql = format!(
+        "SELECT base FROM sparse_find_base('{}', '{table}')",
+        example("lora-merged")
+    );
+    assert!(run_ok(work.path(), &["sql", "-c", &sql]).contains(&example("base")));
     let none = work.path().join("none");
     std::fs::create_dir(&none).unwrap();
     let output = run(

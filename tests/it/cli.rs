@@ -35,8 +35,20 @@ fn the_examples_of_the_help_run() {
         "dataset-estimate",
         "dataset-diff",
         "features",
+        "bench",
+        "catalog list",
+        "catalog find-base",
+        "cache get-or-reconstruct",
+        "cache resolve",
+        "cache prefetch",
+        "cache jobs",
+        "cache stats",
+        "cache gc",
+        "cache verify",
     ] {
-        let help = run_ok(work.path(), &[command, "--help"]);
+        let mut arguments: Vec<&str> = command.split(' ').collect();
+        arguments.push("--help");
+        let help = run_ok(work.path(), &arguments);
         let examples = help.split("Examples:").nth(1).unwrap();
         // Long lines are wrapped; the examples end where a line is empty.
         let examples: Vec<&str> = examples
@@ -52,6 +64,9 @@ fn the_examples_of_the_help_run() {
                 || line.contains("org/")
                 || line.contains("://")
                 || line.contains("rebuilt")
+                || line.contains("./my-")
+                || line.contains("--cancel")
+                || line.contains("hf-cache")
             {
                 continue;
             }

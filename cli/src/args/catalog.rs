@@ -23,9 +23,13 @@ pub(crate) enum CatalogCommand {
 #[command(after_help = "\
 Examples:
   sparse catalog list examples/models
-  sparse catalog list hf-cache --json")]
+  sparse catalog list hf-cache --json
+  sparse catalog list 'hub:org/base?relation=finetune&limit=50'
+  sparse catalog list mlflow:http://localhost:5000")]
 pub(crate) struct CatalogList {
-    /// A folder, which is looked through for models; or hf-cache, the Hub's local cache (hf-cache:FOLDER for another)
+    /// A folder, which is looked through for models; a table (.parquet, .csv, .jsonl) with a column model and perhaps base and
+    /// relation; hf-cache, the Hub's local cache (hf-cache:FOLDER for another); hub:ORG/BASE, what the Hub lists as descending from a
+    /// base, or hub:ORG, all of an owner; mlflow:URL, MLflow's model registry
     pub(crate) catalog: String,
 }
 
@@ -41,7 +45,7 @@ Exit code 3 if the catalog holds no base of the model.")]
 pub(crate) struct FindBase {
     /// The fine-tune: a path, or a Hub id
     pub(crate) model: String,
-    /// Where to look: a folder of models, or hf-cache
+    /// Where to look, as in `sparse catalog list`; only models whose weights are on this machine are compared
     pub(crate) catalog: String,
     /// Show every model of the catalog with its score
     #[arg(long)]

@@ -23,7 +23,7 @@ static SPEC: Spec = Spec {
         Parameter::required("model", "The fine-tune: a path, or a Hub id."),
         Parameter::required(
             "catalog",
-            "Where to look: a folder of models, or hf-cache (as in sparse_models).",
+            "Where to look, as in sparse_models. Only models whose weights are on this machine are compared.",
         ),
     ],
     options: &[],

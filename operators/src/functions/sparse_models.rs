@@ -19,7 +19,10 @@ static SPEC: Spec = Spec {
                   cannot be read is a row with a problem, not an error. Headers are read only where a column needs them.",
     inputs: &[Parameter::required(
         "catalog",
-        "A folder, which is looked through for models; or hf-cache, the Hub's local cache (hf-cache:FOLDER for another).",
+        "A folder, which is looked through for models; a table (.parquet, .csv, .jsonl) with a column model and perhaps base and \
+         relation; hf-cache, the Hub's local cache (hf-cache:FOLDER for another); hub:ORG/BASE, what the Hub lists as descending \
+         from a base, or hub:ORG, all of an owner (options as in a URL: ?relation=finetune, search, filter, limit=1000); \
+         mlflow:URL, MLflow's model registry.",
     )],
     options: &[],
     columns: &[
@@ -41,9 +44,13 @@ static SPEC: Spec = Spec {
         Column::new(
             "declared_in",
             Type::Text,
-            "Where the base is named: readme, adapter_config, or config (the model it was loaded from).",
+            "Where the base is named: readme, adapter_config, config (the model it was loaded from), or the catalog itself.",
         ),
-        Column::new("source", Type::Text, "directory or hf_cache."),
+        Column::new(
+            "source",
+            Type::Text,
+            "directory, table, hf_cache, hub or mlflow.",
+        ),
         Column::new(
             "architecture",
             Type::Text,
@@ -63,6 +70,9 @@ static SPEC: Spec = Spec {
     ],
     examples: &[
         "SELECT model, base, architecture, dtype, params FROM sparse_models('examples/models') ORDER BY model;",
+        "-- The models of a table: each is a catalog of one.\n\
+         CREATE TABLE known AS VALUES ('examples/models/base'), ('examples/models/sft');\n\
+         SELECT model, params FROM sparse_models((SELECT column1 AS catalog FROM known)) ORDER BY model;",
     ],
 };
 

@@ -6,12 +6,12 @@
 //! checked against the listed size and SHA-256 before another program can see it.
 
 use std::path::Path;
-use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use hf_hub::{HFClient, HFError};
 use serde::Deserialize;
 
+use super::hub_api::{Api, bad_endpoint};
 use super::hub_cache::{RepoCache, is_commit};
 use super::hub_file::{Piece, fetch_file};
 use super::meter::Meter;
@@ -19,19 +19,10 @@ use super::wanted::{is_data, is_wanted, is_weights};
 use super::{Fetched, space};
 use crate::error::StoreError;
 use crate::model::blocking;
-use crate::options::{OpenOptions, Secret};
+use crate::options::OpenOptions;
 
-const ENDPOINT: &str = "https://huggingface.co";
 /// Files downloaded at once.
 const FILES: usize = 4;
-/// How often a request is made before giving up.
-pub(crate) const ATTEMPTS: u32 = 4;
-/// The longest wait that a server may ask for.
-const MAX_WAIT: Duration = Duration::from_secs(60);
-/// How long a connection may stay silent.
-pub(crate) const STALL: Duration = Duration::from_secs(60);
-/// The largest listing accepted.
-const MAX_LISTING: usize = 100_000_000;
 
 /// What a repository holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +52,7 @@ impl RepoKind {
 pub(crate) struct Hub<'a> {
     kind: RepoKind,
     pub(crate) client: HFClient,
-    http: reqwest::Client,
-    endpoint: String,
-    token: Option<&'a Secret>,
+    pub(crate) api: Api<'a>,
     pub(crate) repo: &'a str,
     revision: &'a str,
     pub(crate) cache: RepoCache,
@@ -173,37 +162,21 @@ impl<'a> Hub<'a> {
         cache: RepoCache,
         options: &'a OpenOptions,
     ) -> Result<Self, StoreError> {
-        let endpoint = options
-            .hub_endpoint
-            .clone()
-            .unwrap_or_else(|| ENDPOINT.to_owned());
-        let endpoint = endpoint.trim_end_matches('/').to_owned();
-        let bad = |problem: String| StoreError::Reference {
-            reference: crate::location::redact(&endpoint),
-            problem,
-            remedy: "set HF_ENDPOINT to the Hub's address, as in https://huggingface.co".to_owned(),
-        };
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("sparse/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(Duration::from_secs(10))
-            .read_timeout(STALL)
-            .build()
-            .map_err(|error| bad(error.to_string()))?;
+        let api = Api::new(options, format!("{repo}@{revision}"))?;
+        let bad = |error: HFError| bad_endpoint(&api.endpoint, error.to_string());
         let mut builder = HFClient::builder()
-            .endpoint(&endpoint)
-            .client(http.clone())
+            .endpoint(&api.endpoint)
+            .client(api.http.clone())
             .cache_enabled(false)
             .retry_max_attempts(2);
         if let Some(token) = &options.hub_token {
             builder = builder.token(token.expose());
         }
-        let client = builder.build().map_err(|error| bad(error.to_string()))?;
+        let client = builder.build().map_err(bad)?;
         Ok(Self {
             kind,
             client,
-            http,
-            endpoint,
-            token: options.hub_token.as_ref(),
+            api,
             repo,
             revision,
             cache,
@@ -212,12 +185,14 @@ impl<'a> Hub<'a> {
 
     /// The commit of the revision, and the files that are needed.
     async fn list(&self) -> Result<(String, Vec<HubFile>), StoreError> {
-        let body = self.retry(|| self.request_listing()).await?;
-        let listing: Listing = serde_json::from_slice(&body)
-            .map_err(|error| self.malformed(format!("its listing is not valid: {error}")))?;
+        let body = self.api.retry(|| self.request_listing()).await?;
+        let listing: Listing = serde_json::from_slice(&body).map_err(|error| {
+            self.api
+                .malformed(format!("its listing is not valid: {error}"))
+        })?;
         let commit = listing.sha.filter(|sha| is_commit(sha));
         let commit =
-            commit.ok_or_else(|| self.malformed("its listing names no commit".to_owned()))?;
+            commit.ok_or_else(|| self.api.malformed("its listing names no commit".to_owned()))?;
         let mut files = Vec::new();
         for sibling in listing.siblings {
             crate::path::check_relative(&sibling.rfilename)?;
@@ -248,46 +223,12 @@ impl<'a> Hub<'a> {
     }
 
     async fn request_listing(&self) -> Result<Vec<u8>, StoreError> {
-        let mut url =
-            url::Url::parse(&self.endpoint).map_err(|error| self.malformed(error.to_string()))?;
-        if let Ok(mut segments) = url.path_segments_mut() {
-            segments
-                .pop_if_empty()
-                .extend(["api", self.kind.plural()])
-                .extend(self.repo.split('/'));
-            segments.extend(["revision", self.revision]);
-        }
+        let head = ["api", self.kind.plural()];
+        let tail = ["revision", self.revision];
+        let path = head.into_iter().chain(self.repo.split('/')).chain(tail);
+        let mut url = self.api.url(path)?;
         url.query_pairs_mut().append_pair("blobs", "true");
-        let mut request = self.http.get(url);
-        if let Some(token) = self.token {
-            request = request.bearer_auth(token.expose());
-        }
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
-        if !status.is_success() {
-            let retry_after = response
-                .headers()
-                .get(reqwest::header::RETRY_AFTER)
-                .and_then(|value| value.to_str().ok()?.parse().ok());
-            return Err(self.refused(status.as_u16(), retry_after, None));
-        }
-        let mut body = Vec::new();
-        let mut stream = response.bytes_stream();
-        while let Some(bytes) = stream
-            .try_next()
-            .await
-            .map_err(|error| self.unreachable(&error))?
-        {
-            if body.len() + bytes.len() > MAX_LISTING {
-                return Err(
-                    self.malformed(format!("its listing is larger than {MAX_LISTING} bytes"))
-                );
-            }
-            body.extend_from_slice(&bytes);
-        }
+        let (_, body) = self.api.get(url).await?;
         Ok(body)
     }
 
@@ -324,33 +265,6 @@ impl<'a> Hub<'a> {
         blocking("storing", move || cache.remember(&revision, &commit)).await?
     }
 
-    /// Asks again when the network or the server fails for now; waits as long as the server asks.
-    pub(crate) async fn retry<T, F: Future<Output = Result<T, StoreError>>>(
-        &self,
-        ask: impl Fn() -> F,
-    ) -> Result<T, StoreError> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let wait = match ask().await {
-                Err(StoreError::RateLimited { retry_after, .. }) if tries < ATTEMPTS => retry_after
-                    .map_or(Duration::from_secs(1) * tries, Duration::from_secs)
-                    .min(MAX_WAIT),
-                // A host that cannot be reached at all is not worth the wait.
-                Err(error @ StoreError::Remote { .. }) if tries < 2 => {
-                    tracing::debug!(%error, "asking again");
-                    Duration::from_millis(300)
-                }
-                Err(error @ StoreError::Damaged { .. }) if tries < ATTEMPTS => {
-                    tracing::debug!(%error, "asking again");
-                    Duration::from_millis(300) * tries
-                }
-                other => return other,
-            };
-            tokio::time::sleep(wait).await;
-        }
-    }
-
     /// Begins to stream a file, from `start` on.
     pub(crate) async fn stream(
         &self,
@@ -385,112 +299,27 @@ impl<'a> Hub<'a> {
         format!("{}@{}", self.repo, self.revision)
     }
 
-    /// A message without the token and without the signatures of redirected URLs.
-    fn clean(&self, text: &str) -> String {
-        let mut text = text.to_owned();
-        if let Some(token) = self
-            .token
-            .map(Secret::expose)
-            .filter(|token| !token.is_empty())
-        {
-            text = text.replace(token, "[redacted]");
-        }
-        let mut clean = String::with_capacity(text.len());
-        let mut in_query = false;
-        for c in text.chars() {
-            if in_query && (c.is_whitespace() || matches!(c, ')' | '"' | '\'' | ',')) {
-                in_query = false;
-            }
-            if !in_query {
-                clean.push(c);
-            }
-            if c == '?' {
-                in_query = true;
-            }
-        }
-        clean
-    }
-
     pub(crate) fn hub_error(&self, error: HFError, path: Option<&str>) -> StoreError {
-        let text = self.clean(&error.to_string());
+        let text = self.api.clean(&error.to_string());
         match error {
-            HFError::AuthRequired { .. } => self.refused(401, None, path),
-            HFError::Forbidden { .. } => self.refused(403, None, path),
+            HFError::AuthRequired { .. } => self.api.refused(401, None, path),
+            HFError::Forbidden { .. } => self.api.refused(403, None, path),
             HFError::RepoNotFound { .. }
             | HFError::RevisionNotFound { .. }
-            | HFError::EntryNotFound { .. } => self.refused(404, None, path),
+            | HFError::EntryNotFound { .. } => self.api.refused(404, None, path),
             HFError::RateLimited { retry_after, .. } => {
-                self.refused(429, retry_after.map(|wait| wait.as_secs()), path)
+                self.api
+                    .refused(429, retry_after.map(|wait| wait.as_secs()), path)
             }
-            HFError::Http { context } => self.refused(context.status.as_u16(), None, path),
-            _ => self.remote(text, path),
-        }
-    }
-
-    fn unreachable(&self, error: &reqwest::Error) -> StoreError {
-        use std::error::Error as _;
-        // The outer message only says "error sending request"; the inner ones say why.
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(inner) = source {
-            text = format!("{text}: {inner}");
-            source = inner.source();
-        }
-        self.remote(self.clean(&text), None)
-    }
-
-    fn remote(&self, problem: String, path: Option<&str>) -> StoreError {
-        StoreError::Remote {
-            reference: self.name(path),
-            problem: format!(
-                "the Hub at {} failed: {problem}",
-                crate::location::redact(&self.endpoint)
-            ),
-            remedy:
-                "check the network and HF_ENDPOINT, or set HF_HUB_OFFLINE=1 to use the cache only"
-                    .to_owned(),
+            HFError::Http { context } => self.api.refused(context.status.as_u16(), None, path),
+            _ => self.api.remote(text, path),
         }
     }
 
     pub(crate) fn damaged(&self, path: &str, problem: String) -> StoreError {
         StoreError::Damaged {
-            reference: self.name(Some(path)),
+            reference: self.api.name(Some(path)),
             problem,
-        }
-    }
-
-    fn malformed(&self, problem: String) -> StoreError {
-        StoreError::Damaged {
-            reference: self.shown(),
-            problem,
-        }
-    }
-
-    fn name(&self, path: Option<&str>) -> String {
-        match path {
-            Some(path) => format!("{path} of {}", self.shown()),
-            None => self.shown(),
-        }
-    }
-
-    fn refused(&self, status: u16, retry_after: Option<u64>, path: Option<&str>) -> StoreError {
-        let reference = self.name(path);
-        match status {
-            401 | 403 => StoreError::Access {
-                reference,
-                problem: format!("HTTP {status}"),
-                remedy: if self.token.is_some() {
-                    "check that the token may read it, accept the model's terms on its page, and check the name".to_owned()
-                } else {
-                    "set HF_TOKEN if it is private or gated, and check the name: the Hub answers so for missing ones too".to_owned()
-                },
-            },
-            404 => StoreError::NotFound {
-                what: format!("{reference} on the Hub"),
-                remedy: "check the name and the revision; a local path that looks like one is written ./org/name".to_owned(),
-            },
-            429 => StoreError::RateLimited { reference, retry_after },
-            _ => self.remote(format!("HTTP {status}"), path),
         }
     }
 }

@@ -8,7 +8,8 @@ use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _};
 use hf_hub::HFError;
 
-use super::hub::{Hub, HubFile, STALL};
+use super::hub::{Hub, HubFile};
+use super::hub_api::STALL;
 use super::meter::Meter;
 use crate::error::{During, StoreError};
 use crate::hash::{Sha256, read_in_pieces};
@@ -47,6 +48,7 @@ pub(crate) async fn fetch_file(
         _ => {
             let incomplete = blobs.join(format!("{pending}.incomplete"));
             let sha256 = hub
+                .api
                 .retry(|| download(hub, commit, file, &incomplete, meter))
                 .await?;
             let name = file.blob.clone().unwrap_or(sha256);

@@ -3,8 +3,10 @@
 mod bucket;
 mod download;
 mod hub;
+mod hub_api;
 mod hub_cache;
 mod hub_file;
+mod hub_models;
 mod meter;
 mod objects;
 mod space;
@@ -13,6 +15,7 @@ mod wanted;
 use std::path::PathBuf;
 
 pub(crate) use bucket::Bucket;
+pub use hub_models::{HubModel, HubQuery, list_hub_models};
 pub(crate) use meter::Meter;
 pub use objects::fetch_prefix;
 

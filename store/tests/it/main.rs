@@ -4,4 +4,5 @@
 mod http;
 mod hub;
 mod server;
+mod standin;
 mod support;
