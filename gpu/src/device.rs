@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DeviceRepr, LaunchConfig, PinnedHostSlice,
-    ValidAsZeroBits,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig,
+    PinnedHostSlice, ValidAsZeroBits,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -19,7 +19,7 @@ pub struct Device {
     found: Found,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    functions: Mutex<HashMap<(Module, String), CudaFunction>>,
+    modules: Mutex<HashMap<Module, Arc<CudaModule>>>,
 }
 
 impl std::fmt::Debug for Device {
@@ -46,7 +46,7 @@ impl Device {
                 found,
                 context,
                 stream,
-                functions: Mutex::new(HashMap::new()),
+                modules: Mutex::new(HashMap::new()),
             }))
         }))
         .unwrap_or_else(|_| {
@@ -78,20 +78,19 @@ impl Device {
 
     /// A kernel; its module is loaded the first time.
     pub(crate) fn function(&self, module: Module, name: &str) -> Result<CudaFunction, GpuError> {
-        let mut functions = self
-            .functions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = functions.get(&(module, name.to_owned())) {
-            return Ok(found.clone());
-        }
-        let loaded = self
-            .context
-            .load_module(Ptx::from_src(module.ptx()))
-            .during("loading kernels")?;
-        let function = loaded.load_function(name).during("loading a kernel")?;
-        functions.insert((module, name.to_owned()), function.clone());
-        Ok(function)
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = match modules.get(&module) {
+            Some(loaded) => Arc::clone(loaded),
+            None => {
+                let loaded = self
+                    .context
+                    .load_module(Ptx::from_src(module.ptx()))
+                    .during("loading kernels")?;
+                modules.insert(module, Arc::clone(&loaded));
+                loaded
+            }
+        };
+        loaded.load_function(name).during("loading a kernel")
     }
 
     /// Device memory whose content is not set. No buffer is empty: CUDA has none.
