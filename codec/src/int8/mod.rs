@@ -650,11 +650,7 @@ pub fn int8_dequantize(
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a failed step is a failed test"
-)]
+#[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 mod tests {
     use half::bf16;
     use proptest::prelude::*;
