@@ -219,7 +219,7 @@ mod tests {
         for (sql, needle) in [
             (format!("{WEIGHT}, {A}, {B}, 'F32', 2, 'odd'"), "'odd'"),
             (format!("{WEIGHT}, {A}, x'00', 'U8', 2"), "row 0"),
-            (format!("{WEIGHT}, {A}, {A}, 'BF16', 2"), "row 0"),
+            (format!("{WEIGHT}, {A}, x'0000', 'BF16', 2"), "row 0"),
             (format!("{WEIGHT}, {A}, {B}, 'F32', 'two'"), "'scale'"),
             (
                 format!("x'00', 'F32', [1, 1], {A}, {B}, 'F32', 2"),
