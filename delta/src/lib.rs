@@ -1,10 +1,10 @@
 //! The delta artifact and the operations on it, as library builders.
 //!
 //! An artifact is a folder: `manifest.json` (what it is; written last), `tensors.parquet` (where every block is) and
-//! `payload-*.bin` (the blocks). `FORMAT.md` specifies it. [`Compress`] makes one from a base and a fine-tune,
-//! [`Reconstruct`] makes the fine-tune's files again, byte for byte; [`Verify`], [`Info`] and [`Diff`] look. [`Unmerge`] finds the
-//! adapter that was merged into a model. [`SvdCompress`] approximates a fine-tune by low-rank updates of its base and says how far
-//! off they are; [`SvdReconstruct`] makes the approximate model.
+//! `payload-*.bin` (the blocks). `FORMAT.md` specifies it. [`Compress`] makes one from a base and a fine-tune, or from a base and
+//! an adapter; [`Reconstruct`] makes the files again, byte for byte, or merges the adapter into its base; [`Verify`], [`Info`] and
+//! [`Diff`] look. [`Unmerge`] finds the adapter that was merged into a model. [`SvdCompress`] approximates a fine-tune by low-rank
+//! updates of its base and says how far off they are; [`SvdReconstruct`] makes the approximate model.
 //!
 //! Whatever writes does so under a temporary name and becomes visible in one step; dropping or cancelling it leaves
 //! nothing. Memory is bounded whatever the size of the model.

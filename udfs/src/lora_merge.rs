@@ -43,15 +43,14 @@ static DOCUMENTATION: LazyLock<Documentation> = LazyLock::new(|| {
         "The bytes of a weight with a LoRA update merged into it, data + scale * b a, to the bits that PEFT's merge gives on a CPU. \
          Ranks up to 128; sums that are infinite or no numbers are errors. Null where an argument is.",
         SYNTAX,
-        "SELECT m.name, tensor_norm(delta_encode(m.data, m.dtype, m.shape), 'U8') > 0 AS merged\n\
-         FROM (SELECT w.name, w.dtype, w.shape,\n\
-         \u{20}            lora_merge(w.data, w.dtype, w.shape, a.data, b.data, a.dtype, 2.0) AS data\n\
-         \u{20}     FROM sparse_tensors('examples/models/base') AS w\n\
-         \u{20}     JOIN sparse_tensors('examples/models/lora') AS a\n\
-         \u{20}       ON a.name = concat('base_model.model.', replace(w.name, '.weight', '.lora_A.weight'))\n\
-         \u{20}     JOIN sparse_tensors('examples/models/lora') AS b\n\
-         \u{20}       ON b.name = concat('base_model.model.', replace(w.name, '.weight', '.lora_B.weight'))) AS m\n\
-         ORDER BY m.name LIMIT 3;",
+        "SELECT w.name, lora_merge(w.data, w.dtype, w.shape, a.data, b.data, a.dtype, 2.0) = m.data AS as_peft_merged_it\n\
+         FROM sparse_tensors('examples/models/base') AS w\n\
+         JOIN sparse_tensors('examples/models/lora-merged') AS m ON m.name = w.name\n\
+         JOIN sparse_tensors('examples/models/lora') AS a\n\
+         \u{20} ON a.name = concat('base_model.model.', replace(w.name, '.weight', '.lora_A.weight'))\n\
+         JOIN sparse_tensors('examples/models/lora') AS b\n\
+         \u{20} ON b.name = concat('base_model.model.', replace(w.name, '.weight', '.lora_B.weight'))\n\
+         ORDER BY w.name LIMIT 3;",
         &[
             doc::DATA,
             doc::DTYPE,
@@ -220,7 +219,7 @@ mod tests {
         for (sql, needle) in [
             (format!("{WEIGHT}, {A}, {B}, 'F32', 2, 'odd'"), "'odd'"),
             (format!("{WEIGHT}, {A}, x'00', 'U8', 2"), "row 0"),
-            (format!("{WEIGHT}, {A}, {A}, 'BF16', 2"), "row 0"),
+            (format!("{WEIGHT}, {A}, x'0000', 'BF16', 2"), "row 0"),
             (format!("{WEIGHT}, {A}, {B}, 'F32', 'two'"), "'scale'"),
             (
                 format!("x'00', 'F32', [1, 1], {A}, {B}, 'F32', 2"),
