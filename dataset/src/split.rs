@@ -149,7 +149,7 @@ pub(crate) fn encode(
         .zip(&targets)
         .map(|(plan, target)| {
             check()?;
-            column::encode(plan, target, &items, &others, &budget, base.rows, &gate)
+            column::encode(plan, target, &items, &others, &budget, &gate)
         })
         .collect::<Result<_, DatasetError>>()?;
     let edited = count_edited(&cells, &from, &coded, &items);
@@ -546,7 +546,6 @@ pub(crate) fn decode(
             &plain[at],
             items,
             from[at],
-            base.rows,
             others,
             &gate,
         )
