@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use arrow::array::ArrayRef;
-use arrow::compute::{CastOptions, cast_with_options};
+use arrow::array::{Array, ArrayRef, new_empty_array, new_null_array};
+use arrow::compute::{CastOptions, can_cast_types, cast_with_options, concat};
 use arrow::datatypes::{DataType, Field, FieldRef, IntervalUnit, Schema, TimeUnit};
 
 use crate::DatasetError;
@@ -52,12 +52,35 @@ pub(crate) fn cast_to(array: &ArrayRef, ty: &DataType) -> Result<ArrayRef, Datas
     Ok(cast_with_options(array, ty, &options)?)
 }
 
-/// `array` as `ty`, null where a value has none there; `None` if the types have nothing to do with each other.
-pub(crate) fn cast_loosely(array: &ArrayRef, ty: &DataType) -> Option<ArrayRef> {
+/// Whether values of a plain type are cast to another to be compared. Of dates and times only time stamps are: Arrow's casts of
+/// the others overflow.
+pub(crate) fn has_cast(from: &DataType, to: &DataType) -> bool {
+    let is_odd = |ty: &DataType| ty.is_temporal() && !matches!(ty, DataType::Timestamp(_, _));
+    let both = from.is_temporal() && to.is_temporal();
+    from == to || (can_cast_types(from, to) && !(both && (is_odd(from) || is_odd(to))))
+}
+
+/// `array` as `ty`, null where a value has none there. Some casts fail as a whole for the sake of one value: then it is cast
+/// value by value.
+pub(crate) fn cast_loosely(array: &ArrayRef, ty: &DataType) -> Result<ArrayRef, DatasetError> {
     if array.data_type() == ty {
-        return Some(Arc::clone(array));
+        return Ok(Arc::clone(array));
     }
-    cast_with_options(array, ty, &CastOptions::default()).ok()
+    let options = CastOptions::default();
+    if let Ok(cast) = cast_with_options(array, ty, &options) {
+        return Ok(cast);
+    }
+    let values: Vec<ArrayRef> = (0..array.len())
+        .map(|at| {
+            cast_with_options(&array.slice(at, 1), ty, &options)
+                .unwrap_or_else(|_| new_null_array(ty, 1))
+        })
+        .collect();
+    let values: Vec<&dyn Array> = values.iter().map(AsRef::as_ref).collect();
+    if values.is_empty() {
+        return Ok(new_empty_array(ty));
+    }
+    Ok(concat(&values)?)
 }
 
 /// A schema as a text that is the same for the same schema: names, types, nullability and metadata of every field, in order.

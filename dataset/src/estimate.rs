@@ -219,7 +219,7 @@ impl Job {
         let sources = split.with_others(&items, |others| split.sources(others))?;
         let sample = Sample::take(&split, &sources, self.sample);
         self.tell(&format!("coding a sample of {}", self.name), 0.5);
-        let (coded, bytes) = self.columns(&pair, &split, &sources, &sample)?;
+        let (coded, bytes) = self.columns(&split, &sources, &sample)?;
         let mut coded = split.finish(coded)?;
         coded.plan.edited = sample.edited;
         let (kept, new) = (coded.plan.kept, coded.plan.new);
@@ -245,7 +245,6 @@ impl Job {
     /// The columns of the sample, coded, and what all of them cost for the whole.
     fn columns(
         &self,
-        pair: &Pair,
         split: &Split<'_>,
         sources: &[Source],
         sample: &Sample,
@@ -285,8 +284,7 @@ impl Job {
                     // Models are as large, and learn as much, as for the whole.
                     let bytes = all.bytes;
                     let plan = Plan { bytes, ..plan };
-                    let rows = pair.base.rows;
-                    let priced = column::price(plan, target, &items, others, &budget, rows, &gate)?;
+                    let priced = column::price(plan, target, &items, others, &budget, &gate)?;
                     let cost = extrapolated(whole, &weight, &priced, share);
                     Ok((priced, cost))
                 })

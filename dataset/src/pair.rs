@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arrow::datatypes::{DataType, SchemaRef};
 
 use crate::DatasetError;
-use crate::canonical::{canonical, cast_loosely, cast_to, describe_fields};
+use crate::canonical::{canonical, cast_loosely, cast_to, describe_fields, has_cast};
 use crate::input::{Dataset, Rows};
 use crate::manifest::BaseSplit;
 use crate::matching::{self, NEW, Shared, hasher, sampled};
@@ -197,7 +197,7 @@ fn named_alike(
             if from == to {
                 return Ok(Some(at));
             }
-            if !arrow::compute::can_cast_types(&from, &to) {
+            if !has_cast(&from, &to) {
                 return Ok(None);
             }
             let Some(batch) = &first else {
@@ -205,9 +205,8 @@ fn named_alike(
             };
             let plain = cast_to(batch.column(at), &from)?;
             let valid = |array: &dyn arrow::array::Array| array.len() - array.null_count();
-            Ok(cast_loosely(&plain, &to)
-                .filter(|cast| valid(cast) * 10 >= valid(&plain) * 9)
-                .map(|_| at))
+            let cast = cast_loosely(&plain, &to)?;
+            Ok((valid(&cast) * 10 >= valid(&plain) * 9).then_some(at))
         })
         .collect()
 }

@@ -18,7 +18,7 @@ use arrow::datatypes::{
 };
 
 use crate::artifact;
-use crate::canonical::{canonical, describe};
+use crate::canonical::{canonical, describe, has_cast};
 use crate::cell::{Builder, Cells, Reader, write_leb};
 use crate::column::Limits;
 use crate::effort::limits;
@@ -101,7 +101,7 @@ fn some_type(random: &mut Random, depth: usize) -> DataType {
     if depth == 0 || !random.one_in(3) {
         return plain_type(random);
     }
-    let mut child = |name: &str, random: &mut Random| field(name, random, depth - 1);
+    let child = |name: &str, random: &mut Random| field(name, random, depth - 1);
     match random.below(8) {
         0 | 1 => DataType::List(child("element", random)),
         2 => DataType::LargeList(child("item", random)),
@@ -385,7 +385,7 @@ impl Cellular {
                 let plain = self.types()[at].clone();
                 let to = field(fields[at].name(), random, 1);
                 let to_plain = canonical(to.data_type()).unwrap();
-                if plain == to_plain || !can_cast_types(&plain, &to_plain) {
+                if plain == to_plain || !has_cast(&plain, &to_plain) {
                     return;
                 }
                 let mut builder = Builder::new(&plain).unwrap();
@@ -598,9 +598,10 @@ fn one(case: u64) {
     assert_same(case, &schema, &batches, &found);
     // Damage: an error, or the same rows (what was damaged said nothing).
     if case.is_multiple_of(4) {
-        let sound = stored.payload.clone();
+        let (sound, plan) = (stored.payload.clone(), stored.plan);
         for _ in 0..3 {
             stored.payload.clone_from(&sound);
+            stored.plan = plan;
             damage(&mut stored, random);
             let result = sparse_delta::support::guarded(|| Ok(decode(&base, &stored)));
             if let Ok(Ok((_, found))) = result {

@@ -225,7 +225,7 @@ pub(crate) fn encode(
             .zip(&targets)
             .map(|(plan, target)| {
                 check()?;
-                column::encode(plan, target, &items, others, &budget, pair.base.rows, &gate)
+                column::encode(plan, target, &items, others, &budget, &gate)
             })
             .collect::<Result<Vec<_>, DatasetError>>()
     })?;
@@ -600,7 +600,6 @@ pub(crate) fn decode(
             &plain[at],
             items,
             from[at],
-            base.rows,
             others,
             &gate,
         )

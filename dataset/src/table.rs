@@ -11,7 +11,7 @@ use arrow::ipc::writer::FileWriter;
 use rayon::prelude::*;
 
 use crate::DatasetError;
-use crate::canonical::{canonical, cast_loosely, cast_to, describe};
+use crate::canonical::{canonical, cast_loosely, cast_to, describe, has_cast};
 use crate::cell::{Cells, Shape};
 use crate::error::During;
 
@@ -102,7 +102,7 @@ impl Table {
             .enumerate()
             .map(|(at, plain)| {
                 wanted(at)
-                    .filter(|ty| arrow::compute::can_cast_types(plain, ty))
+                    .filter(|ty| has_cast(plain, ty))
                     .unwrap_or_else(|| plain.clone())
             })
             .collect();
@@ -156,10 +156,7 @@ impl Table {
             .update(batch)?
             .iter()
             .zip(&self.types)
-            .map(|(column, stored)| {
-                cast_loosely(column, stored)
-                    .ok_or_else(|| DatasetError::internal("a cast that exists failed"))
-            })
+            .map(|(column, stored)| cast_loosely(column, stored))
             .collect::<Result<_, DatasetError>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
         let batch = RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)?;
@@ -287,6 +284,10 @@ impl Column {
                 .collect::<Result<_, _>>()?,
             arrays,
         })
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.arrays.iter().map(|array| array.len()).sum()
     }
 
     pub(crate) fn write(&self, row: usize, out: &mut Vec<u8>) {

@@ -156,8 +156,10 @@ pub(crate) struct Mix {
     order0: Vec<Bit>,
     weights: Vec<i32>,
     weights2: Vec<i32>,
-    /// Corrections of the final probability, by order 0 and by the first expert.
+    /// Corrections of the final probability, by order 0 and by the first expert: what is added to `identity`, modulo 2^16.
     refine: [Vec<u16>; 2],
+    /// The probabilities that are corrected.
+    identity: Vec<u16>,
     inputs: Vec<i32>,
     at: Vec<usize>,
     #[cfg(target_arch = "x86_64")]
@@ -190,7 +192,9 @@ impl Mix {
             order0: vec![Bit::default(); 256],
             weights: vec![HALF_WEIGHT; inputs * 256],
             weights2: vec![HALF_WEIGHT; inputs * SETS2],
-            refine: [identity.repeat(256), identity.repeat(TRUSTS * 256)],
+            // Zeros cost nothing until they are touched.
+            refine: [vec![0; 45 * 256], vec![0; 45 * TRUSTS * 256]],
+            identity,
             inputs: vec![0; inputs],
             at: vec![0; contexts],
             states,
@@ -325,8 +329,11 @@ impl Mix {
             };
             let at1 = node * 45 + low;
             let at2 = (side * 128 + (node & 127)) * 45 + low;
+            let (under, over) = (self.identity[low], self.identity[low + 1]);
             let refined = |table: &[u16], at: usize| {
-                (u32::from(table[at]) * (128 - part) + u32::from(table[at + 1]) * part) >> 7
+                let under = under.wrapping_add(table[at]);
+                let over = over.wrapping_add(table[at + 1]);
+                (u32::from(under) * (128 - part) + u32::from(over) * part) >> 7
             };
             let p1 =
                 (2 * p_mixed + refined(&self.refine[0], at1) + refined(&self.refine[1], at2)) >> 2;
@@ -335,9 +342,11 @@ impl Mix {
             // Everything learns from the bit.
             let target = if bit { 65535_i32 } else { 0 };
             let near = usize::from(part >= 64);
+            let start = self.identity[low + near];
             for (table, at) in self.refine.iter_mut().zip([at1 + near, at2 + near]) {
-                let p = i32::from(table[at]);
-                table[at] = u16::try_from(p + ((target - p) >> 6)).unwrap_or(u16::MAX);
+                let p = i32::from(start.wrapping_add(table[at]));
+                let p = u16::try_from(p + ((target - p) >> 6)).unwrap_or(u16::MAX);
+                table[at] = p.wrapping_sub(start);
             }
             let error = |x: i32| {
                 (target - i32::try_from(squash(x.clamp(1 - FAR, FAR - 1))).unwrap_or(0)) >> 3

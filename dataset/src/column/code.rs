@@ -1,7 +1,7 @@
 //! Coding a column by its plan, in both directions by the same code.
 
 use arrow::array::{Array as _, ArrayRef, RecordBatch};
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
@@ -15,6 +15,7 @@ use crate::cell::{Builder, Cells, Reader, Shape};
 use crate::coding::{Bit, CellModel, Coder, Decoder, Encoder, Learn, Room};
 use crate::gate::Gate;
 use crate::matching::sampled;
+use crate::output::parquet_keeps;
 use crate::table::Column;
 
 /// The lines of a column's models are between 2^12 for every part and 2^22 for all.
@@ -189,10 +190,9 @@ pub(crate) fn encode(
     items: &Items<'_>,
     others: &Others<'_>,
     budget: &Budget,
-    base_rows: usize,
     gate: &Gate,
 ) -> Result<(Plan, Vec<u8>), DatasetError> {
-    let priced = price(plan, target, items, others, budget, base_rows, gate)?;
+    let priced = price(plan, target, items, others, budget, gate)?;
     Ok((priced.plan, priced.stream))
 }
 
@@ -210,7 +210,6 @@ pub(crate) fn price(
     items: &Items<'_>,
     others: &Others<'_>,
     budget: &Budget,
-    base_rows: usize,
     gate: &Gate,
 ) -> Result<Priced, DatasetError> {
     let limits = budget.limits;
@@ -221,7 +220,7 @@ pub(crate) fn price(
             at_marks: vec![0; items.marks.len()],
         });
     }
-    if plan.bytes > limits.mixed {
+    if plan.bytes > limits.mixed && parquet_keeps(&in_parquet(&target.column.ty)) {
         plan.method = Method::Parquet;
         let mut stored = Vec::new();
         let mut builder = Builder::new(&target.column.ty)?;
@@ -257,6 +256,7 @@ pub(crate) fn price(
     plan.shallow = !budget.is_deep();
     let mut bytes = plan.bytes;
     if let Some(base) = target.base {
+        let base_rows = base.rows();
         let average = {
             let mut sample = Vec::new();
             let count = sampled(base_rows, 1000)
@@ -284,7 +284,7 @@ pub(crate) fn price(
     }
     let _held = gate.take(memory_of(&plan, &target.column.shape));
     let mut encoder = Encoder::new();
-    let mut model = model(&plan, &target.column.shape, target.base, base_rows)?;
+    let mut model = model(&plan, &target.column.shape, target.base)?;
     let room = room(&plan);
     let mut again = Vec::new();
     let at_marks = walk(
@@ -317,7 +317,6 @@ pub(crate) fn decode(
     ty: &DataType,
     items: &Items<'_>,
     base: Option<&Column>,
-    base_rows: usize,
     others: &Others<'_>,
     gate: &Gate,
 ) -> Result<Rebuilt, DatasetError> {
@@ -378,7 +377,7 @@ pub(crate) fn decode(
         }
         Method::Mixed => {
             let _held = gate.take(memory_of(plan, &shape));
-            let mut model = model(plan, &shape, base, base_rows)?;
+            let mut model = model(plan, &shape, base)?;
             let room = room(plan);
             rebuild(&job, &mut decoder, sink, |coder, expected, out| {
                 let mut expected = expected.map(Reader::new);
@@ -419,18 +418,14 @@ fn room(plan: &Plan) -> Room {
 }
 
 /// A model that knows the base's column: some rows by heart, some by their statistics too.
-fn model(
-    plan: &Plan,
-    shape: &Shape,
-    base: Option<&Column>,
-    base_rows: usize,
-) -> Result<CellModel, DatasetError> {
+fn model(plan: &Plan, shape: &Shape, base: Option<&Column>) -> Result<CellModel, DatasetError> {
     let mut room = room(plan);
     let mut model = CellModel::new(shape, room);
     let Some(base) = base else {
         return Ok(model);
     };
     room.longest = usize::MAX;
+    let base_rows = base.rows();
     let count = |rows: u64| usize::try_from(rows).unwrap_or(0).min(base_rows);
     let (learned, remembered) = (count(plan.learned), count(plan.remembered));
     let (mut cell, mut again) = (Vec::new(), Vec::new());
@@ -645,8 +640,13 @@ impl Predictor {
     }
 }
 
+/// The schema of stored cells.
+fn in_parquet(ty: &DataType) -> SchemaRef {
+    Arc::new(Schema::new(vec![Field::new("c", ty.clone(), true)]))
+}
+
 fn to_parquet(ty: &DataType, arrays: &[ArrayRef], level: i32) -> Result<Vec<u8>, DatasetError> {
-    let schema = Arc::new(Schema::new(vec![Field::new("c", ty.clone(), true)]));
+    let schema = in_parquet(ty);
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(level)?))
         .set_statistics_enabled(EnabledStatistics::None)

@@ -115,10 +115,12 @@ impl Budget {
     /// Bytes that a column may learn.
     fn learned(&self, plan: &Plan) -> u64 {
         let wish = Self::wish(self.limits, plan);
-        if self.learned <= self.limits.learned_in_all {
+        // Of much, the statistics are soon learned from itself.
+        let most = self.limits.learned_in_all / if self.is_deep() { 1 } else { 4 };
+        if self.learned <= most {
             return wish;
         }
-        let share = self.limits.learned_in_all as f64 / self.learned as f64;
+        let share = most as f64 / self.learned as f64;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
