@@ -188,7 +188,7 @@ unsafe fn groups<const L: usize>(
                 let t = _mm256_min_epu8(_mm256_subs_epu8(t, one), most);
                 let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
                 let mut found = [zero; 4];
-                for i in 0..4 {
+                for (i, found) in found.iter_mut().enumerate() {
                     let half = halves[i / 2];
                     let half = if i % 2 == 1 {
                         _mm_srli_si128::<8>(half)
@@ -198,7 +198,7 @@ unsafe fn groups<const L: usize>(
                     let table = _mm256_sll_epi32(_mm256_cvtepu8_epi32(half), shift);
                     let index = _mm256_or_si256(table, _mm256_and_si256(x[4 * part + i], low));
                     let slot = look_up(source, index);
-                    found[i] = _mm256_and_si256(slot, byte);
+                    *found = _mm256_and_si256(slot, byte);
                     let y = _mm256_add_epi32(
                         _mm256_mullo_epi32(
                             _mm256_srli_epi32::<20>(slot),

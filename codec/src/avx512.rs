@@ -47,7 +47,17 @@ pub(crate) fn available() -> bool {
             && std::arch::is_x86_feature_detected!("popcnt")
             && std::arch::is_x86_feature_detected!("bmi1")
     });
+    #[cfg(test)]
+    if HIDDEN.get() {
+        return false;
+    }
     *HAS
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Tests see what a CPU without these extensions does.
+    pub(crate) static HIDDEN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 /// Decodes groups of `L` tokens while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.

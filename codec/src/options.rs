@@ -7,12 +7,12 @@ use crate::tables::SharedTables;
 /// How hard the encoder tries. Decoding takes the same path whatever was chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Effort {
-    /// Fewest tables, cheapest analysis.
+    /// Fewest tables, smallest samples; no low-rank prediction is sought.
     Fast,
-    /// The trade most want.
+    /// The trade most want: scales from the rows' means, tables from samples, adapters sought where a few matrices look like it.
     #[default]
     Default,
-    /// Smallest output.
+    /// Smallest output: scales by search, tables from every token, low-rank predictions tried on every matrix.
     Max,
 }
 

@@ -275,12 +275,28 @@ mod tests {
                     stream.decode(&tables[half..], &set, lanes, half, &mut back[half..]);
                     stream.finish(lanes).unwrap();
                     assert_eq!(back, tokens);
-                    // With vectors, where there are any.
-                    let mut stream = Stream::new(&out, lanes).unwrap();
-                    back.fill(0);
-                    super::decode(&mut stream, &tables, &set, lanes, &mut back);
-                    stream.finish(lanes).unwrap();
-                    assert_eq!(back, tokens);
+                    // With all vectors that there are, and without the widest.
+                    for hidden in [false, true] {
+                        #[cfg(target_arch = "x86_64")]
+                        crate::avx512::HIDDEN.set(hidden);
+                        let mut stream = Stream::new(&out, lanes).unwrap();
+                        back.fill(0);
+                        super::decode(&mut stream, &tables, &set, lanes, &mut back);
+                        stream.finish(lanes).unwrap();
+                        assert_eq!(back, tokens, "hidden: {hidden}");
+                        let mut again = Vec::new();
+                        let words = &mut Vec::new();
+                        encode(
+                            &tables,
+                            &tokens,
+                            &set,
+                            lanes,
+                            words,
+                            &mut missing,
+                            &mut again,
+                        );
+                        assert_eq!(again, out, "hidden: {hidden}");
+                    }
                 }
             }
         }

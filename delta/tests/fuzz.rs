@@ -53,6 +53,10 @@ async fn manifests_are_errors_or_values() {
     let output = work.path().join("delta");
     let path = |name: &str| models.join(name).display().to_string();
     sparse_delta::Compress::new(path("base"), path("sft"))
+        .open_options(sparse_store::OpenOptions {
+            cache_dir: Some(work.path().join("cache")),
+            ..sparse_store::OpenOptions::empty()
+        })
         .output(output.display().to_string())
         .run()
         .await
