@@ -91,9 +91,19 @@ impl Family {
         if count > 0.0 { bits / count } else { 0.0 }
     }
 
-    /// The centre among the members that `allowed` names, seen from all members. None if no member is allowed.
+    /// The centre among the relatives that `allowed` names, seen from all members. None if none is allowed.
     pub(crate) fn centre(&self, allowed: &[usize]) -> Option<Centre> {
-        let member = self.nearest_to_all(allowed, |_| 1.0)?;
+        self.centre_by(allowed, &self.weights)
+    }
+
+    /// The centre of all members that `allowed` names, the model in question too: each counts the same, since it would be alone to
+    /// count whole.
+    pub(crate) fn plain_centre(&self, allowed: &[usize]) -> Option<Centre> {
+        self.centre_by(allowed, &vec![1.0; self.members])
+    }
+
+    fn centre_by(&self, allowed: &[usize], weights: &[f64]) -> Option<Centre> {
+        let member = self.nearest_to_all(allowed, weights, |_| 1.0)?;
         let mut same = 0_u32;
         let mut times = vec![0_u32; self.chunks];
         for draw in 0..DRAWS {
@@ -105,7 +115,7 @@ impl Family {
                 }
             }
             let drawn = |chunk: usize| f64::from(times.get(chunk).copied().unwrap_or(0));
-            if self.nearest_to_all(allowed, drawn) == Some(member) {
+            if self.nearest_to_all(allowed, weights, drawn) == Some(member) {
                 same += 1;
             }
         }
@@ -114,12 +124,16 @@ impl Family {
         Some(Centre { member, confidence })
     }
 
-    fn nearest_to_all(&self, allowed: &[usize], times: impl Fn(usize) -> f64) -> Option<usize> {
+    fn nearest_to_all(
+        &self,
+        allowed: &[usize],
+        weights: &[f64],
+        times: impl Fn(usize) -> f64,
+    ) -> Option<usize> {
         let times: Vec<f64> = (0..self.chunks).map(times).collect();
         let mut best: Option<(f64, usize)> = None;
         for &candidate in allowed {
-            let cost: f64 = self
-                .weights
+            let cost: f64 = weights
                 .iter()
                 .enumerate()
                 .filter(|(other, _)| *other != candidate)
@@ -157,7 +171,13 @@ mod tests {
         let third = member(&[-4.0; 16]);
         let family = Family::new(&[&long, &base, &short, &other, &third]);
         // The nearest to `long` is `short`; all of them together are nearest to the base.
-        let centre = family.centre(&[1, 2, 3, 4]);
+        assert_eq!(
+            family
+                .plain_centre(&[0, 1, 2, 3, 4])
+                .map(|centre| centre.member),
+            Some(1)
+        );
+        let centre = family.centre(&[0, 1, 2, 3]);
         assert_eq!(
             centre,
             Some(Centre {
