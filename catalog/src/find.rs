@@ -114,7 +114,7 @@ pub struct BaseFound {
 /// Of each model up to 128 samples of 512 weights are read, at the same places; 32 of them tell strangers from relatives. A model is
 /// compared by the tensors it has in common: names may differ by leading components, dtypes and the number of rows (added vocabulary)
 /// may differ. Relatives are then compared with one another, since fine-tunes of one base often move alike: the base is the one from
-/// which all of them are nearest (the 32 nearest are looked at; copies and checkpoints of one run count for hardly more than one). A relative that names another relative as its base is not the base, nor one with more rows than the
+/// which all of them are nearest (the 32 nearest are looked at; copies count once, checkpoints of one run less each). A relative that names another relative as its base is not the base, nor one with more rows than the
 /// model where there is one without.
 ///
 /// ```no_run
