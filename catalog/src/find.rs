@@ -114,7 +114,7 @@ pub struct BaseFound {
 /// Of each model up to 128 samples of 512 weights are read, at the same places; 32 of them tell strangers from relatives. A model is
 /// compared by the tensors it has in common: names may differ by leading components, dtypes and the number of rows (added vocabulary)
 /// may differ. Relatives are then compared with one another, since fine-tunes of one base often move alike: the base is the one from
-/// which all of them are nearest (the 32 nearest are looked at; copies and checkpoints of one run count for hardly more than one). A relative that names another relative as its base is not the base, nor one with more rows than the
+/// which all of them are nearest (the 32 nearest are looked at; copies count once, checkpoints of one run less each). A relative that names another relative as its base is not the base, nor one with more rows than the
 /// model where there is one without.
 ///
 /// ```no_run
@@ -458,10 +458,16 @@ impl Search<'_> {
                 take(&mut found, relative, Outcome::Declared, 1.0);
                 return found;
             }
-            if scores
+            // An adapter has no weights in common with its base, and those of a base elsewhere are not seen: the word stands. A whole
+            // model that has none in common with what it names speaks against it.
+            let is_adapter = self.subject.relation.as_deref() == Some("adapter");
+            let elsewhere = entries
                 .get(declared)
-                .is_some_and(|score| score.score.is_none())
-            {
+                .is_some_and(|entry| entry.path.is_none());
+            let unseen = scores
+                .get(declared)
+                .is_some_and(|score| score.score.is_none());
+            if unseen && (is_adapter || elsewhere) {
                 found.base = entries.get(declared).map(|entry| entry.model.clone());
                 found.outcome = Outcome::Declared;
                 return found;
@@ -505,7 +511,7 @@ impl Search<'_> {
         let me = family.len();
         if others.len() >= FAMILY_OF_BASE {
             let with_me: Vec<usize> = others.iter().copied().chain([me]).collect();
-            if let Some(centre) = distances.centre(&with_me)
+            if let Some(centre) = distances.plain_centre(&with_me)
                 && centre.member == me
                 && centre.confidence >= SURE
             {
@@ -806,6 +812,12 @@ mod tests {
             find(&catalog.join("a"), &catalog).outcome,
             Outcome::Declared
         );
+        // A model that names one with which it has nothing in common is not believed.
+        let stranger = dir.path().join("stranger");
+        let tensors = [("x".to_owned(), vec![8, 8], vec![0.5; 64])];
+        save(&stranger.join("base"), Dtype::F32, "", &tensors);
+        let found = find(&catalog.join("a"), &stranger);
+        assert_eq!((found.outcome, found.base), (Outcome::None, None));
         // The same weights elsewhere are no base.
         let copies = dir.path().join("copies");
         save(&copies.join("copy"), Dtype::BF16, "", &base);
