@@ -28,6 +28,14 @@ pub(crate) fn page() -> String {
         let name = sub.get_name().to_owned();
         let mut sub = sub.clone().bin_name(format!("sparse {name}"));
         let _ = writeln!(out, "\n## sparse {name}\n\n```\n{}\n```", help(&mut sub));
+        for inner in sub.get_subcommands_mut() {
+            if inner.is_hide_set() || inner.get_name() == "help" {
+                continue;
+            }
+            let name = format!("sparse {name} {}", inner.get_name());
+            let mut inner = inner.clone().bin_name(name.clone());
+            let _ = writeln!(out, "\n### {name}\n\n```\n{}\n```", help(&mut inner));
+        }
     }
     out
 }

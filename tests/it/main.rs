@@ -19,6 +19,7 @@ mod main_job;
 mod models;
 mod object_store;
 mod oracles;
+mod pipelines;
 mod shell;
 mod slt;
 mod sql_writes;

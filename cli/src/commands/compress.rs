@@ -30,6 +30,12 @@ pub(super) async fn run(args: &Compress, context: &Context) -> Result<u8, Failur
     }
     let outcome = compress.stage().await?.commit().await?;
     drop(bar);
+    context.measure_bytes(
+        "model",
+        "lossless",
+        outcome.metrics.original_bytes,
+        outcome.metrics.artifact_bytes,
+    );
     if context.global.json {
         print_json(&document(&outcome))?;
     } else if context.talks() {
