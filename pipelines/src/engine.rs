@@ -970,7 +970,8 @@ impl Run {
         let ends = futures::stream::iter(due)
             .map(|(at, item)| {
                 let (this, run) = (Arc::clone(self), Arc::clone(&run));
-                let task = SpawnedTask::spawn(async move { this.item(&run, &item).await });
+                let item = Arc::new(item);
+                let task = SpawnedTask::spawn(async move { this.item(run, item).await });
                 async move { (at, task.join_unwind().await) }
             })
             .buffer_unordered(limit.max(1));
@@ -993,7 +994,11 @@ impl Run {
     }
 
     /// One item, with its retries. `None`: it never began.
-    async fn item(&self, run: &StageRun, item: &Item) -> Result<Option<ItemEnd>, StateError> {
+    async fn item(
+        self: Arc<Self>,
+        run: Arc<StageRun>,
+        item: Arc<Item>,
+    ) -> Result<Option<ItemEnd>, StateError> {
         let engine = &self.engine;
         let stage = &run.stage;
         let why = item.why.clone().unwrap_or_default();
@@ -1044,10 +1049,23 @@ impl Run {
                 item: &item.name,
                 reason: &why,
             });
+            // In a task of its own: a statement that computes for long between two awaits keeps nobody from stopping it.
+            let task = SpawnedTask::spawn(Arc::clone(&self).attempt(
+                Arc::clone(&run),
+                Arc::clone(&item),
+                id,
+            ));
+            let joined = async {
+                task.join_unwind().await.unwrap_or_else(|error| {
+                    Err(DataFusionError::Execution(format!(
+                        "it was stopped: {error}"
+                    )))
+                })
+            };
             let result = tokio::select! {
                 biased;
                 () = self.until_stopped() => Err(Stopped::Cancelled),
-                result = timed(stage.timeout, self.attempt(run, item, id)) => result,
+                result = timed(stage.timeout, joined) => result,
             };
             drop(permits);
             let (message, again) = match result {
@@ -1169,9 +1187,9 @@ impl Run {
     }
 
     async fn attempt(
-        &self,
-        run: &StageRun,
-        item: &Item,
+        self: Arc<Self>,
+        run: Arc<StageRun>,
+        item: Arc<Item>,
         id: i64,
     ) -> Result<crate::attempt::Tried, DataFusionError> {
         let context: SessionContext = (self.engine.sessions)();

@@ -18,7 +18,8 @@ struct Work {
 impl Work {
     fn new(yaml: &str) -> Self {
         let work = Self {
-            dir: tempfile::tempdir().unwrap(),
+            // Its name is the pipeline's, where that has none.
+            dir: tempfile::Builder::new().prefix("work").tempdir().unwrap(),
         };
         work.write("pipeline.yaml", yaml);
         work
@@ -431,7 +432,7 @@ fn secrets_are_used_and_shown_nowhere() {
         .sparse("run", &["--log", "trace,sqlparser=off,datafusion=off"])
         .output()
         .unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
     let said = format!(
         "{}{}",
         stderr(&output),
