@@ -1,7 +1,7 @@
 //! What a model's README says in its front matter: `base_model` and `base_model_relation`, as the Hub reads them.
 
 use serde::Deserialize;
-use serde_yaml_ng::Value;
+use serde_json::Value;
 
 /// Bytes of a README that are looked at.
 pub(crate) const MAX_CARD: u64 = 1 << 20;
@@ -28,7 +28,7 @@ pub(crate) fn parse(readme: &str) -> Card {
     let Some(yaml) = front_matter(readme) else {
         return Card::default();
     };
-    let matter: FrontMatter = match serde_yaml_ng::from_str(yaml) {
+    let matter: FrontMatter = match serde_saphyr::from_str(yaml) {
         Ok(matter) => matter,
         Err(error) => {
             tracing::debug!(%error, "a README's front matter is not valid");
@@ -37,7 +37,7 @@ pub(crate) fn parse(readme: &str) -> Card {
     };
     let names: Vec<String> = match matter.base_model {
         Some(Value::String(name)) => vec![name],
-        Some(Value::Sequence(names)) => names
+        Some(Value::Array(names)) => names
             .into_iter()
             .filter_map(|name| name.as_str().map(str::to_owned))
             .collect(),
@@ -50,7 +50,7 @@ pub(crate) fn parse(readme: &str) -> Card {
         .collect();
     // The Hub writes the relation as a tag too: base_model:adapter:org/name.
     let tagged = || {
-        let tags = matter.tags.as_sequence()?;
+        let tags = matter.tags.as_array()?;
         tags.iter()
             .filter_map(Value::as_str)
             .find_map(relation_of_tag)

@@ -1,11 +1,17 @@
 //! What commands share: the global options, the wish to stop, how models are opened.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
 use sparse_delta::CancelToken;
 use sparse_operators::SparseConfig;
+use sparse_pipelines::State;
+use sparse_pipelines::metrics::{CommandRun, Metrics};
+use sparse_pipelines::state::Bytes;
 use sparse_store::OpenOptions;
 
 use crate::args::{Device, Global};
-use crate::failure::Failure;
+use crate::failure::{Failure, say};
 use crate::interrupt::Interrupt;
 use crate::progress::Bar;
 
@@ -14,6 +20,17 @@ use crate::progress::Bar;
 pub(crate) struct Context {
     pub(crate) global: Global,
     pub(crate) interrupt: Interrupt,
+    /// What the command did, for the metrics.
+    measured: Arc<Mutex<Measured>>,
+}
+
+/// What a command did, for the metrics.
+#[derive(Default)]
+struct Measured {
+    bytes: Vec<Bytes>,
+    verify_failures: u64,
+    /// A pipeline's history, with its name.
+    history: Option<(Arc<State>, String)>,
 }
 
 impl Context {
@@ -25,7 +42,11 @@ impl Context {
             let error = sparse_gpu::GpuError::from(absent);
             return Err(Failure::usage(format!("--device cuda: {error}")));
         }
-        Ok(Self { global, interrupt })
+        Ok(Self {
+            global,
+            interrupt,
+            measured: Arc::default(),
+        })
     }
 
     /// Set when the user asks to stop.
@@ -62,6 +83,88 @@ impl Context {
             Device::Auto => sparse_gpu::Choice::Auto,
             Device::Cpu => sparse_gpu::Choice::Cpu,
             Device::Cuda => sparse_gpu::Choice::Cuda,
+        }
+    }
+
+    fn measured(&self) -> std::sync::MutexGuard<'_, Measured> {
+        self.measured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what was compressed.
+    pub(crate) fn measure_bytes(
+        &self,
+        kind: &str,
+        codec: &str,
+        input_bytes: u64,
+        delta_bytes: u64,
+    ) {
+        self.measured().bytes.push(Bytes {
+            kind: kind.to_owned(),
+            codec: codec.to_owned(),
+            input_bytes,
+            delta_bytes,
+        });
+    }
+
+    /// Notes checks of an artifact that failed.
+    pub(crate) fn measure_verify_failures(&self, failures: u64) {
+        self.measured().verify_failures += failures;
+    }
+
+    /// Notes whose history the metrics are of.
+    pub(crate) fn measure_history(&self, state: &Arc<State>, pipeline: &str) {
+        self.measured().history = Some((Arc::clone(state), pipeline.to_owned()));
+    }
+
+    /// Pushes or writes the metrics of a command that has ended, where that was asked for. What fails is a warning: it does
+    /// not undo what the command did.
+    pub(crate) async fn report_metrics(
+        &self,
+        command: &str,
+        started: SystemTime,
+        ended: &Result<u8, Failure>,
+    ) {
+        let global = &self.global;
+        if global.metrics_push.is_none() && global.metrics_file.is_none() {
+            return;
+        }
+        let run = CommandRun {
+            command: command.to_owned(),
+            started: started
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0.0, |time| time.as_secs_f64()),
+            seconds: started.elapsed().map_or(0.0, |time| time.as_secs_f64()),
+            exit_code: match ended {
+                Ok(code) => *code,
+                Err(failure) => failure.code,
+            },
+            bytes: self.measured().bytes.clone(),
+            verify_failures: self.measured().verify_failures,
+        };
+        let history = self.measured().history.clone();
+        let metrics = || {
+            let mut metrics = Metrics::new();
+            metrics.command(&run);
+            if let Some((state, pipeline)) = &history
+                && let Err(error) = metrics.history(state, Some(pipeline))
+            {
+                say(&format!("warning: the metrics are not complete: {error}"));
+            }
+            metrics
+        };
+        if let Some(path) = &global.metrics_file
+            && let Err(error) = sparse_pipelines::metrics::write(path, metrics())
+        {
+            say(&format!("warning: --metrics-file: {error}"));
+        }
+        if let Some(url) = &global.metrics_push {
+            let group = match &history {
+                Some((_, pipeline)) => [("pipeline", pipeline.as_str())],
+                None => [("command", command)],
+            };
+            if let Err(problem) = sparse_pipelines::metrics::push(url, &group, metrics()).await {
+                say(&format!("warning: --metrics-push: {problem}"));
+            }
         }
     }
 

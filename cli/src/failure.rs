@@ -8,7 +8,9 @@ use sparse_catalog::CatalogError;
 use sparse_dataset::DatasetError;
 use sparse_delta::DeltaError;
 use sparse_inference::InferenceError;
-use sparse_pipelines::PipelineError;
+use sparse_pipelines::serve::ServeError;
+use sparse_pipelines::state::StateError;
+use sparse_pipelines::{EngineError, PipelineError, SpecError};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -129,6 +131,36 @@ impl From<PipelineError> for Failure {
         match error {
             PipelineError::Output { source, .. } => source.into(),
             error => Self::usage(error.to_string()),
+        }
+    }
+}
+
+impl From<SpecError> for Failure {
+    fn from(error: SpecError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::failed(error.to_string())
+    }
+}
+
+impl From<ServeError> for Failure {
+    fn from(error: ServeError) -> Self {
+        match &error {
+            ServeError::Spec(_) | ServeError::SameName { .. } => Self::usage(error.to_string()),
+            _ => Self::failed(error.to_string()),
+        }
+    }
+}
+
+impl From<EngineError> for Failure {
+    fn from(error: EngineError) -> Self {
+        match &error {
+            EngineError::Spec(_) | EngineError::Unknown(_) => Self::usage(error.to_string()),
+            _ => Self::failed(error.to_string()),
         }
     }
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use args::Cli;
+use args::{Cli, Global, LogFormat};
 use failure::Failure;
 
 fn main() -> ExitCode {
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<u8, Failure> {
-    log_to_stderr(cli.global.log.as_deref())?;
+    log_to_stderr(&cli.global)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -61,15 +61,18 @@ fn run(cli: Cli) -> Result<u8, Failure> {
     Ok(code)
 }
 
-fn log_to_stderr(filter: Option<&str>) -> Result<(), Failure> {
-    let Some(filter) = filter else {
+fn log_to_stderr(global: &Global) -> Result<(), Failure> {
+    let Some(filter) = global.log.as_deref() else {
         return Ok(());
     };
     let parsed = tracing_subscriber::EnvFilter::try_new(filter)
         .map_err(|error| Failure::usage(format!("--log {filter}: {error}; try --log debug")))?;
-    tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt()
         .with_env_filter(parsed)
-        .with_writer(std::io::stderr)
-        .init();
+        .with_writer(std::io::stderr);
+    match global.log_format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
     Ok(())
 }

@@ -3,7 +3,12 @@
 use std::io::IsTerminal as _;
 use std::sync::Arc;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sparse_pipelines::{Event, Observer};
 
 /// Units of a whole bar.
 const WHOLE: u64 = 10_000;
@@ -52,5 +57,82 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// One line per stage that is under way.
+pub(crate) struct Stages {
+    all: MultiProgress,
+    shown: bool,
+}
+
+impl Stages {
+    pub(crate) fn new(quiet: bool) -> Self {
+        let shown = !quiet && std::io::stderr().is_terminal();
+        let target = if shown {
+            ProgressDrawTarget::stderr_with_hz(10)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self {
+            all: MultiProgress::with_draw_target(target),
+            shown,
+        }
+    }
+
+    /// What a run is given.
+    pub(crate) fn observer(&self) -> Observer {
+        if !self.shown {
+            return Arc::new(|_| {});
+        }
+        let all = self.all.clone();
+        let bars: Mutex<HashMap<String, ProgressBar>> = Mutex::default();
+        Arc::new(move |event| {
+            let mut bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
+            match event {
+                Event::StageBegins { stage, to_run, .. } => {
+                    let bar = all.add(ProgressBar::new(*to_run));
+                    let style = "{spinner} {prefix:<20} {pos}/{len}  {elapsed}  {wide_msg}";
+                    if let Ok(style) = ProgressStyle::with_template(style) {
+                        bar.set_style(style);
+                    }
+                    bar.set_prefix((*stage).to_owned());
+                    bar.enable_steady_tick(Duration::from_millis(200));
+                    bars.insert((*stage).to_owned(), bar);
+                }
+                Event::ItemBegins { stage, item, .. } => {
+                    if let Some(bar) = bars.get(*stage) {
+                        bar.set_message((*item).to_owned());
+                    }
+                }
+                Event::ItemEnds {
+                    stage,
+                    error,
+                    retry_in,
+                    ..
+                } => {
+                    if let Some(bar) = bars.get(*stage) {
+                        if retry_in.is_none() {
+                            bar.inc(1);
+                        }
+                        if let Some(error) = error {
+                            bar.set_message((*error).to_owned());
+                        }
+                    }
+                }
+                Event::StageEnds(summary) => {
+                    if let Some(bar) = bars.remove(&summary.stage) {
+                        bar.finish_and_clear();
+                    }
+                }
+                _ => {}
+            }
+        })
+    }
+}
+
+impl Drop for Stages {
+    fn drop(&mut self) {
+        let _ = self.all.clear();
     }
 }

@@ -15,16 +15,35 @@
 //! The whole script is split, bound and checked for syntax before its first statement runs. Parameters become literal
 //! tokens of the parsed statement, never pieces of its text: no value can change what a statement does.
 
+mod analysis;
+mod attempt;
+mod engine;
 mod error;
+mod examine;
+mod fingerprint;
+mod graph;
+mod lineage;
+pub mod metrics;
+mod notify;
 mod params;
 mod report;
 mod run;
+mod schedule;
 mod script;
+pub mod serve;
+pub mod spec;
 mod split;
+pub mod state;
+pub mod summary;
 
+pub use engine::{Engine, EngineError, Event, Force, Observer};
 pub use error::PipelineError;
+pub use examine::{ExamineError, Sessions};
+pub use graph::Graph;
 pub use params::{ParamValue, Params};
 pub use report::{RunReport, RunStatus, StageError, StageReport, StageStatus};
 pub use run::{Discard, Runner, Sink};
 pub use script::{Script, Stage};
+pub use spec::{Pipeline, SpecError};
 pub use split::{Input, input_state};
+pub use state::State;

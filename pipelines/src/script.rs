@@ -35,6 +35,20 @@ pub struct Script {
 impl Script {
     /// Splits `source`, binds `params` and parses every statement: a script with a mistake in its last line runs no line.
     pub fn parse(source: &str, params: &Params) -> Result<Self, PipelineError> {
+        let (script, used) = Self::parse_using(source, params)?;
+        if let Some(name) = params.names().find(|name| !used.contains(*name)) {
+            return Err(PipelineError::UnusedParam {
+                name: name.to_owned(),
+            });
+        }
+        Ok(script)
+    }
+
+    /// The same where some parameters may be for others; returns the names of those that are used too.
+    pub(crate) fn parse_using(
+        source: &str,
+        params: &Params,
+    ) -> Result<(Self, BTreeSet<String>), PipelineError> {
         let mut used = BTreeSet::new();
         let mut lines: HashMap<String, u64> = HashMap::new();
         let mut stages = Vec::new();
@@ -51,12 +65,7 @@ impl Script {
             }
             stages.push(stage(index, name, piece)?);
         }
-        if let Some(name) = params.names().find(|name| !used.contains(*name)) {
-            return Err(PipelineError::UnusedParam {
-                name: name.to_owned(),
-            });
-        }
-        Ok(Self { stages })
+        Ok((Self { stages }, used))
     }
 
     /// Its stages, in order.
@@ -94,6 +103,18 @@ fn stage(index: usize, name: String, piece: Piece) -> Result<Stage, PipelineErro
         }),
         _ => Err(wrong("one statement was expected".to_owned())),
     }
+}
+
+/// The names of the parameters that `source` uses, without `$`.
+pub(crate) fn placeholders(source: &str) -> Result<BTreeSet<String>, PipelineError> {
+    let names = split(source)?.into_iter().flat_map(|piece| piece.tokens);
+    Ok(names
+        .filter_map(|token| match token.token {
+            Token::Placeholder(name) => name.strip_prefix('$').map(str::to_owned),
+            _ => None,
+        })
+        .filter(|name| !name.bytes().all(|b| b.is_ascii_digit()))
+        .collect())
 }
 
 /// Puts literal tokens in the place of `$key`. `$1` stays, and so does everything in PREPARE: those are the session's.

@@ -23,6 +23,7 @@ mod main_job;
 mod models;
 mod object_store;
 mod oracles;
+mod pipelines;
 mod quality;
 mod shell;
 mod slt;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 
 use serde_json::json;
-use sparse_delta::{CompressOutcome, Mode};
+use sparse_delta::{CompressOutcome, DeltaType, Mode};
 
 use super::print_json;
 use crate::args::Compress;
@@ -34,8 +34,23 @@ pub(super) async fn run(args: &Compress, context: &Context) -> Result<u8, Failur
     print(&outcome, context)
 }
 
-/// Prints what was made.
+/// Tells the metrics and the user what was made.
 pub(super) fn print(outcome: &CompressOutcome, context: &Context) -> Result<u8, Failure> {
+    let manifest = &outcome.manifest;
+    let kind = match manifest.delta_type == DeltaType::Adapter.name() {
+        true => "adapter",
+        false => "model",
+    };
+    let codec = manifest
+        .lossy
+        .as_ref()
+        .map_or("lossless", |lossy| lossy.method.as_str());
+    context.measure_bytes(
+        kind,
+        codec,
+        outcome.metrics.original_bytes,
+        outcome.metrics.artifact_bytes,
+    );
     if context.global.json {
         print_json(&document(outcome))?;
     } else if context.talks() {

@@ -29,6 +29,13 @@ pub(super) async fn run(args: &DatasetCompress, context: &Context) -> Result<u8,
     }
     let outcome = compress.stage().await?.commit().await?;
     drop(bar);
+    let sizes = &outcome.manifest.size_stats;
+    context.measure_bytes(
+        "dataset",
+        "lossless",
+        sizes.derivative_size_bytes,
+        sizes.delta_size_bytes,
+    );
     if context.global.json {
         print_json(&json!({
             "status": outcome.status.name(),

@@ -2,9 +2,10 @@
 
 use std::io::{IsTerminal as _, Read as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use sparse_operators::session_with;
-use sparse_pipelines::{Params, RunStatus, Runner, Script};
+use sparse_pipelines::{Params, RunStatus, Runner, Script, State};
 
 use crate::args::{Format, Sql};
 use crate::context::Context;
@@ -17,6 +18,11 @@ const MAX_SCRIPT: u64 = 64 << 20;
 pub(super) async fn run(args: &Sql, context: &Context) -> Result<u8, Failure> {
     let params = Params::parse(&args.param)?;
     let session = session_with(context.config());
+    // A shell makes no history, but shows the one there is.
+    if args.state.state_dir.join("state.db").is_file() {
+        let state = Arc::new(State::open(&args.state.state_dir)?);
+        sparse_pipelines::state::register(&session, &state)?;
+    }
     let format = if context.global.json {
         Format::Json
     } else {

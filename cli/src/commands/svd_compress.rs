@@ -38,6 +38,12 @@ pub(super) async fn run(args: &SvdCompress, context: &Context) -> Result<u8, Fai
     }
     let outcome = compress.stage().await?.commit().await?;
     drop(bar);
+    context.measure_bytes(
+        "model",
+        "svd",
+        outcome.metrics.original_bytes,
+        outcome.metrics.artifact_bytes,
+    );
     if context.global.json {
         print_json(&json!({
             "status": outcome.status.name(),

@@ -35,6 +35,7 @@ pub(super) async fn run(args: &Verify, context: &Context) -> Result<u8, Failure>
     };
     drop(bar);
     let failed = checks.iter().filter(|check| !check.ok).count();
+    context.measure_verify_failures(failed as u64);
     if context.global.json {
         print_json(&json!({ "ok": failed == 0, "failed": failed, "checks": checks }))?;
     } else {

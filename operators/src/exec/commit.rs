@@ -201,7 +201,7 @@ impl CommitExec {
             context.window_functions().clone(),
             context.runtime_env(),
         ));
-        let totals = Totals::new(&self.metrics);
+        let totals = Totals::new(&self.metrics, self.function.spec().name);
         let mut done = Vec::new();
         let mut input = self.input.execute(0, context)?;
         while let Some(batch) = input.try_next().await? {
@@ -264,8 +264,13 @@ struct Totals {
 }
 
 impl Totals {
-    fn new(metrics: &ExecutionPlanMetricsSet) -> Self {
-        let count = |name: &'static str| MetricBuilder::new(metrics).counter(name, 0);
+    /// Labelled with the function, so that who sums them over a plan knows what was written.
+    fn new(metrics: &ExecutionPlanMetricsSet, function: &'static str) -> Self {
+        let count = |name: &'static str| {
+            MetricBuilder::new(metrics)
+                .with_new_label("function", function)
+                .counter(name, 0)
+        };
         Self {
             bytes_read: count("bytes_read"),
             bytes_written: count("bytes_written"),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, StringArray};
+use arrow::array::{ArrayRef, AsArray as _, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::datatypes::SchemaRef;
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::common::{Result, internal_err};
@@ -13,7 +13,7 @@ use datafusion::physical_plan::execution_plan::{
     Boundedness, EmissionType, ReplaceChildrenOptions,
 };
 use datafusion::physical_plan::metrics::{
-    BaselineMetrics, ExecutionPlanMetricsSet, MetricsSet, RecordOutput,
+    BaselineMetrics, ExecutionPlanMetricsSet, MetricBuilder, MetricsSet, RecordOutput,
 };
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
@@ -247,7 +247,19 @@ impl ExecutionPlan for ReadExec {
                 )
             })
             .try_flatten();
-        let rows = rows.map_ok(move |batch| batch.record_output(&baseline));
+        // Checks that failed are counted whatever the statement does with their rows.
+        let checks = self.schema.index_of("ok").ok().map(|at| {
+            let failed = MetricBuilder::new(&self.metrics).counter("failed_checks", partition);
+            (at, failed)
+        });
+        let rows = rows.map_ok(move |batch| {
+            if let Some((at, failed)) = &checks
+                && let Some(ok) = batch.column(*at).as_boolean_opt()
+            {
+                failed.add(ok.false_count());
+            }
+            batch.record_output(&baseline)
+        });
         let rows = match self.limit {
             Some(limit) => limited(rows.boxed(), limit),
             None => rows.boxed(),

@@ -1,0 +1,426 @@
+//! The metrics: computed from the history, so that a restart resets nothing and one-shot runs and the daemon agree; encoded
+//! as Prometheus reads them, pushed to a Pushgateway, or written to a textfile.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use prometheus::proto::{
+    Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
+};
+use prometheus::{Encoder as _, TextEncoder};
+
+use crate::state::{Bytes, State, StateError};
+
+/// Upper bounds of durations, in seconds: from statements of tenths of a second to compressions of hours.
+const BOUNDS: [f64; 12] = [
+    0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 7200.0, 14_400.0, 43_200.0,
+];
+
+/// Metrics in the making.
+#[derive(Default)]
+pub struct Metrics {
+    families: BTreeMap<&'static str, MetricFamily>,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics")
+            .field("families", &self.families.len())
+            .finish()
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Vec<LabelPair> {
+    pairs
+        .iter()
+        .map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name((*name).to_owned());
+            pair.set_value((*value).to_owned());
+            pair
+        })
+        .collect()
+}
+
+/// What a command that is no pipeline did.
+#[derive(Clone, Debug, Default)]
+pub struct CommandRun {
+    /// Its name.
+    pub command: String,
+    /// Seconds since 1970.
+    pub started: f64,
+    /// Wall time.
+    pub seconds: f64,
+    /// The exit code of the process.
+    pub exit_code: u8,
+    /// Bytes in and out.
+    pub bytes: Vec<Bytes>,
+    /// Checks of artifacts that failed.
+    pub verify_failures: u64,
+}
+
+impl Metrics {
+    /// With the version of this program.
+    #[must_use]
+    pub fn new() -> Self {
+        let mut metrics = Self::default();
+        metrics.gauge(
+            "sparse_build_info",
+            "The version of sparse.",
+            &[("version", env!("CARGO_PKG_VERSION"))],
+            1.0,
+        );
+        metrics
+    }
+
+    fn family(&mut self, name: &'static str, help: &str, ty: MetricType) -> &mut Vec<Metric> {
+        let family = self.families.entry(name).or_insert_with(|| {
+            let mut family = MetricFamily::default();
+            family.set_name(name.to_owned());
+            family.set_help(help.to_owned());
+            family.set_field_type(ty);
+            family
+        });
+        family.mut_metric()
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &str, pairs: &[(&str, &str)], value: f64) {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        let mut metric = Metric::from_label(labels(pairs));
+        metric.set_gauge(gauge);
+        self.family(name, help, MetricType::GAUGE).push(metric);
+    }
+
+    fn counter(&mut self, name: &'static str, help: &str, pairs: &[(&str, &str)], value: f64) {
+        let mut counter = Counter::default();
+        counter.set_value(value);
+        let mut metric = Metric::from_label(labels(pairs));
+        metric.set_counter(counter);
+        self.family(name, help, MetricType::COUNTER).push(metric);
+    }
+
+    fn histogram(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        pairs: &[(&str, &str)],
+        seconds: &[f64],
+    ) {
+        let mut buckets = Vec::new();
+        let count = |bound: f64| seconds.iter().filter(|s| **s <= bound).count() as u64;
+        for bound in BOUNDS {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(count(bound));
+            buckets.push(bucket);
+        }
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets);
+        histogram.set_sample_count(seconds.len() as u64);
+        histogram.set_sample_sum(seconds.iter().sum());
+        let mut metric = Metric::from_label(labels(pairs));
+        metric.set_histogram(histogram);
+        self.family(name, help, MetricType::HISTOGRAM).push(metric);
+    }
+
+    /// Adds what a command did.
+    pub fn command(&mut self, run: &CommandRun) {
+        let pairs = [("command", run.command.as_str())];
+        self.gauge(
+            "sparse_command_last_start_timestamp_seconds",
+            "When the command began.",
+            &pairs,
+            run.started,
+        );
+        let ended = run.started + run.seconds;
+        if run.exit_code == 0 {
+            self.gauge(
+                "sparse_command_last_success_timestamp_seconds",
+                "When the command ended well.",
+                &pairs,
+                ended,
+            );
+        } else {
+            self.gauge(
+                "sparse_command_last_failure_timestamp_seconds",
+                "When the command failed or was interrupted.",
+                &pairs,
+                ended,
+            );
+        }
+        self.gauge(
+            "sparse_command_last_duration_seconds",
+            "How long the command took.",
+            &pairs,
+            run.seconds,
+        );
+        self.gauge(
+            "sparse_command_last_exit_code",
+            "The command's exit code.",
+            &pairs,
+            f64::from(run.exit_code),
+        );
+        for bytes in &run.bytes {
+            let (kind, codec) = (bytes.kind.as_str(), bytes.codec.as_str());
+            #[expect(clippy::cast_precision_loss, reason = "metrics are f64")]
+            let (input, delta) = (bytes.input_bytes as f64, bytes.delta_bytes as f64);
+            let both = [pairs[0], ("kind", kind), ("codec", codec)];
+            self.gauge(
+                "sparse_command_last_input_bytes",
+                "Bytes of what was compressed.",
+                &both,
+                input,
+            );
+            self.gauge(
+                "sparse_command_last_delta_bytes",
+                "Bytes of the deltas.",
+                &both,
+                delta,
+            );
+        }
+        #[expect(clippy::cast_precision_loss, reason = "metrics are f64")]
+        self.gauge(
+            "sparse_command_last_verify_failures",
+            "Checks of artifacts that failed.",
+            &pairs,
+            run.verify_failures as f64,
+        );
+    }
+
+    /// Adds what the history tells, of one pipeline or of all.
+    pub fn history(&mut self, state: &State, pipeline: Option<&str>) -> Result<(), StateError> {
+        // Names of pipelines are letters, digits, '-', '_' and '.': a quote cannot be in one.
+        let only = pipeline.map_or_else(
+            || "1 = 1".to_owned(),
+            |name| format!("pipeline = '{}'", name.replace('\'', "''")),
+        );
+        let rows = |sql: &str| state.numbers(&sql.replace("{only}", &only));
+        for (sql, name, help, keys) in COUNTERS {
+            for (values, value) in rows(sql)? {
+                self.counter(name, help, &pair(keys, &values), value);
+            }
+        }
+        for (sql, name, help, keys) in GAUGES {
+            for (values, value) in rows(sql)? {
+                self.gauge(name, help, &pair(keys, &values), value);
+            }
+        }
+        for (sql, name, help) in HISTOGRAMS {
+            let mut all: BTreeMap<Vec<String>, Vec<f64>> = BTreeMap::new();
+            for (values, value) in rows(sql)? {
+                all.entry(values).or_default().push(value);
+            }
+            for (values, seconds) in all {
+                self.histogram(name, help, &pair(&["pipeline", "stage"], &values), &seconds);
+            }
+        }
+        Ok(())
+    }
+
+    /// As Prometheus reads it.
+    #[must_use]
+    pub fn encode(self) -> String {
+        let mut families: Vec<MetricFamily> = self.families.into_values().collect();
+        families.retain(|family| !family.get_metric().is_empty());
+        let mut out = Vec::new();
+        // Writing to memory has no way to fail, and every family has metrics.
+        let _ = TextEncoder::new().encode(&families, &mut out);
+        String::from_utf8(out).unwrap_or_default()
+    }
+}
+
+fn pair<'a>(keys: &[&'a str], values: &'a [String]) -> Vec<(&'a str, &'a str)> {
+    keys.iter()
+        .copied()
+        .zip(values.iter().map(String::as_str))
+        .collect()
+}
+
+type Family = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+);
+
+/// Statuses a run ends with: each has a series from the first run on, so that a first failure is an increase.
+const COUNTERS: &[Family] = &[
+    (
+        "SELECT p.pipeline, s.status, (SELECT count(*) FROM runs WHERE runs.pipeline = p.pipeline AND runs.status = s.status)
+         FROM (SELECT DISTINCT pipeline FROM runs WHERE {only}) p,
+              (SELECT 'succeeded' AS status UNION SELECT 'failed' UNION SELECT 'checks_failed' UNION SELECT 'cancelled' UNION SELECT 'interrupted') s",
+        "sparse_pipeline_runs_total",
+        "Runs that ended, by how.",
+        &["pipeline", "status"],
+    ),
+    (
+        "SELECT pipeline, stage, status, count(*) FROM stages WHERE {only} AND status <> 'running' GROUP BY 1, 2, 3",
+        "sparse_stage_runs_total",
+        "Stages that ended, by how.",
+        &["pipeline", "stage", "status"],
+    ),
+    (
+        "SELECT pipeline, stage, status, count(*) FROM attempts WHERE {only} AND status <> 'running' GROUP BY 1, 2, 3",
+        "sparse_stage_attempts_total",
+        "Tries of statements that ended, by how.",
+        &["pipeline", "stage", "status"],
+    ),
+    (
+        "SELECT pipeline, status, count(*) FROM stages WHERE {only} AND status IN ('up_to_date', 'blocked', 'cancelled') GROUP BY 1, 2",
+        "sparse_stages_skipped_total",
+        "Stages that did not run, by why.",
+        &["pipeline", "reason"],
+    ),
+    (
+        "SELECT pipeline, kind, sum(input_bytes) FROM bytes WHERE {only} GROUP BY 1, 2",
+        "sparse_input_bytes_total",
+        "Bytes of what was compressed.",
+        &["pipeline", "kind"],
+    ),
+    (
+        "SELECT pipeline, kind, codec, sum(delta_bytes) FROM bytes WHERE {only} GROUP BY 1, 2, 3",
+        "sparse_delta_bytes_total",
+        "Bytes of the deltas.",
+        &["pipeline", "kind", "codec"],
+    ),
+    (
+        "SELECT pipeline, max(sum(input_bytes) - sum(delta_bytes), 0) FROM bytes WHERE {only} GROUP BY 1",
+        "sparse_saved_bytes_total",
+        "Bytes that the deltas save.",
+        &["pipeline"],
+    ),
+    (
+        "SELECT p.pipeline, (SELECT coalesce(sum(verify_failures), 0) FROM attempts WHERE attempts.pipeline = p.pipeline)
+         FROM (SELECT DISTINCT pipeline FROM runs WHERE {only}) p",
+        "sparse_verify_failures_total",
+        "Checks of artifacts that failed, by sparse_verify.",
+        &["pipeline"],
+    ),
+    (
+        "SELECT p.pipeline, s.severity, (SELECT count(*) FROM checks WHERE checks.pipeline = p.pipeline AND checks.severity = s.severity
+             AND (failed_rows > 0 OR error IS NOT NULL))
+         FROM (SELECT DISTINCT pipeline FROM runs WHERE {only}) p, (SELECT 'warn' AS severity UNION SELECT 'error') s",
+        "sparse_check_failures_total",
+        "Checks of pipelines that failed.",
+        &["pipeline", "severity"],
+    ),
+    (
+        "SELECT p.pipeline, coalesce((SELECT missed FROM schedules WHERE schedules.pipeline = p.pipeline), 0)
+         FROM (SELECT pipeline FROM runs UNION SELECT pipeline FROM schedules) p WHERE {only}",
+        "sparse_pipeline_missed_runs_total",
+        "Scheduled times that got no run.",
+        &["pipeline"],
+    ),
+];
+
+const GAUGES: &[Family] = &[
+    (
+        "SELECT pipeline, max(started_ms) / 1000.0 FROM runs WHERE {only} GROUP BY 1",
+        "sparse_pipeline_last_start_timestamp_seconds",
+        "When the latest run began.",
+        &["pipeline"],
+    ),
+    (
+        "SELECT pipeline, max(ended_ms) / 1000.0 FROM runs WHERE {only} AND status = 'succeeded' GROUP BY 1",
+        "sparse_pipeline_last_success_timestamp_seconds",
+        "When the latest run that ended well ended.",
+        &["pipeline"],
+    ),
+    (
+        "SELECT pipeline, max(ended_ms) / 1000.0 FROM runs WHERE {only} AND status NOT IN ('succeeded', 'running') GROUP BY 1",
+        "sparse_pipeline_last_failure_timestamp_seconds",
+        "When the latest run that did not end well ended.",
+        &["pipeline"],
+    ),
+    (
+        "SELECT p.pipeline, coalesce((SELECT lag_ms / 1000.0 FROM schedules WHERE schedules.pipeline = p.pipeline), 0.0)
+         FROM (SELECT pipeline FROM runs UNION SELECT pipeline FROM schedules) p WHERE {only}",
+        "sparse_pipeline_schedule_lag_seconds",
+        "How late the latest scheduled run began.",
+        &["pipeline"],
+    ),
+    (
+        "SELECT p.pipeline, (SELECT count(*) FROM stages WHERE stages.pipeline = p.pipeline AND status = 'running')
+         FROM (SELECT DISTINCT pipeline FROM runs WHERE {only}) p",
+        "sparse_stages_running",
+        "Stages that are under way.",
+        &["pipeline"],
+    ),
+    (
+        "SELECT b.pipeline, b.kind, sum(b.delta_bytes) * 1.0 / sum(b.input_bytes) FROM bytes b
+         WHERE b.run = (SELECT run FROM bytes WHERE pipeline = b.pipeline AND kind = b.kind ORDER BY attempt DESC LIMIT 1)
+         AND {only} GROUP BY 1, 2 HAVING sum(b.input_bytes) > 0",
+        "sparse_delta_ratio",
+        "Bytes of the deltas per byte compressed, in the latest run that compressed: 0 to 1, less is better.",
+        &["pipeline", "kind"],
+    ),
+];
+
+const HISTOGRAMS: [(&str, &str, &str); 2] = [
+    (
+        "SELECT pipeline, stage, (ended_ms - started_ms) / 1000.0 FROM stages
+         WHERE {only} AND ended_ms IS NOT NULL AND status IN ('succeeded', 'failed', 'checks_failed')",
+        "sparse_stage_duration_seconds",
+        "How long stages ran that were not up to date.",
+    ),
+    (
+        "SELECT pipeline, stage, queued_ms / 1000.0 FROM attempts WHERE {only}",
+        "sparse_stage_queue_seconds",
+        "How long statements waited for concurrency, memory and GPU tokens.",
+    ),
+];
+
+/// Puts metrics on a Pushgateway, in place of what the group held. Pipelines are a group by their name, never by a run's id.
+pub async fn push(gateway: &str, group: &[(&str, &str)], metrics: Metrics) -> Result<(), String> {
+    let mut url = url::Url::parse(gateway)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https"))
+        .ok_or_else(|| "it is no http(s) URL; write http://host:9091".to_owned())?;
+    {
+        let mut path = url
+            .path_segments_mut()
+            .map_err(|()| "it is no http(s) URL; write http://host:9091".to_owned())?;
+        path.pop_if_empty().extend(["metrics", "job", "sparse"]);
+        for (name, value) in group {
+            path.extend([*name, *value]);
+        }
+    }
+    let client = reqwest::Client::builder()
+        .timeout(Duration::from_secs(10))
+        .build()
+        .map_err(|error| error.without_url().to_string())?;
+    let answer = client
+        .put(url)
+        .header("Content-Type", "text/plain; version=0.0.4")
+        .body(metrics.encode())
+        .send()
+        .await
+        .map_err(|error| format!("the request failed: {}", error.without_url()))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let text = answer.text().await.unwrap_or_default();
+    Err(format!(
+        "it answered {status}: {}",
+        text.lines().next().unwrap_or_default()
+    ))
+}
+
+/// Writes metrics to a file for the node exporter's textfile collector, by one rename.
+pub fn write(path: &Path, metrics: Metrics) -> Result<(), sparse_store::StoreError> {
+    let staged = sparse_store::Staged::file(path)?;
+    let io = |source| sparse_store::StoreError::Io {
+        action: "write to",
+        path: path.to_owned(),
+        source,
+    };
+    std::fs::File::create(staged.path())
+        .and_then(|mut file| file.write_all(metrics.encode().as_bytes()))
+        .map_err(io)?;
+    staged.commit(sparse_store::Replace::Allow)?;
+    Ok(())
+}

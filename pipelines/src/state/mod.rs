@@ -1,0 +1,551 @@
+//! The history of pipelines, and what is done: a SQLite database beside the tables that stages made.
+
+mod read;
+mod tables;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use serde::{Deserialize, Serialize};
+
+pub use read::{RunRow, StageRow};
+pub(crate) use tables::TABLES;
+pub use tables::register;
+
+/// The version of the schema, in `user_version`.
+const SCHEMA: i64 = 1;
+
+/// Why the history cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// SQLite failed.
+    #[error("the history {}: {source}; check free space and permissions", path.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// A folder could not be made or a file not opened.
+    #[error("cannot write to {}: {source}; check free space and permissions, or give another --state-dir", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A later version made it.
+    #[error("the history {} is of a later version of sparse (schema {found}); use that version, or another --state-dir", path.display())]
+    Version {
+        /// The database.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+    },
+    /// A page could not be rendered.
+    #[error("the page cannot be shown: {0}")]
+    Page(String),
+    /// The lock of a pipeline.
+    #[error(transparent)]
+    Lock(#[from] sparse_store::StoreError),
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// What one try made.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    /// Tables, by name.
+    pub(crate) tables: Vec<Table>,
+    /// Views, external tables and settings, to be said again.
+    pub(crate) declares: Vec<String>,
+    /// What it wrote elsewhere, with its identity right after.
+    pub(crate) outputs: Vec<(String, String)>,
+    pub(crate) rows: u64,
+}
+
+/// A table as a Parquet file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Table {
+    pub(crate) name: String,
+    /// Below the state folder.
+    pub(crate) file: String,
+    pub(crate) hash: String,
+}
+
+/// What is recorded of something done.
+#[derive(Clone, Debug)]
+pub(crate) struct Done {
+    pub(crate) key: String,
+    pub(crate) parts: String,
+    pub(crate) result: String,
+}
+
+/// Bytes in and out of one kind of work.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Bytes {
+    /// model, adapter or dataset.
+    pub kind: String,
+    /// lossless, svd, ...
+    pub codec: String,
+    /// Bytes of what was compressed.
+    pub input_bytes: u64,
+    /// Bytes of the deltas.
+    pub delta_bytes: u64,
+}
+
+/// One try, to be recorded.
+pub(crate) struct Attempt<'a> {
+    pub(crate) run: &'a str,
+    pub(crate) pipeline: &'a str,
+    pub(crate) stage: &'a str,
+    pub(crate) item: &'a str,
+    pub(crate) attempt: u32,
+    pub(crate) key: &'a str,
+    pub(crate) reason: &'a str,
+    pub(crate) queued_ms: i64,
+}
+
+/// How a stage ended, to be recorded.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StageEnd {
+    pub(crate) status: &'static str,
+    pub(crate) queued_ms: i64,
+    pub(crate) items: u64,
+    pub(crate) done: u64,
+    pub(crate) skipped: u64,
+    pub(crate) failed: u64,
+    pub(crate) rows: u64,
+    pub(crate) error: Option<String>,
+}
+
+/// The history. Shared by all threads of a process; processes share the file.
+pub struct State {
+    dir: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("dir", &self.dir)
+            .finish_non_exhaustive()
+    }
+}
+
+/// SQLite's integers are signed.
+fn int(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+impl State {
+    /// Opens the history in `dir`, made where it is not there.
+    pub fn open(dir: &Path) -> Result<Self, StateError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| StateError::Io { path, source }
+        };
+        let tables = dir.join("tables");
+        std::fs::create_dir_all(&tables).map_err(io(&tables))?;
+        let dir = std::path::absolute(dir).map_err(io(dir))?;
+        let path = dir.join("state.db");
+        let sqlite = |source| StateError::Sqlite {
+            path: path.clone(),
+            source,
+        };
+        let connection = Connection::open(&path).map_err(sqlite)?;
+        connection
+            .busy_timeout(Duration::from_secs(60))
+            .map_err(sqlite)?;
+        connection
+            .pragma_update(None, "journal_mode", "WAL")
+            .map_err(sqlite)?;
+        // A stage that is recorded stays recorded, over a power loss too.
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(sqlite)?;
+        let found: i64 = connection
+            .pragma_query_value(None, "user_version", |row| row.get(0))
+            .map_err(sqlite)?;
+        if found > SCHEMA {
+            return Err(StateError::Version {
+                path: path.clone(),
+                found,
+            });
+        }
+        connection
+            .execute_batch(include_str!("schema.sql"))
+            .map_err(sqlite)?;
+        connection
+            .pragma_update(None, "user_version", SCHEMA)
+            .map_err(sqlite)?;
+        Ok(Self {
+            dir,
+            connection: Mutex::new(connection),
+        })
+    }
+
+    /// Its folder, absolute.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Takes the right to run `pipeline`, if no process has it.
+    pub fn try_lock(&self, pipeline: &str) -> Result<Option<sparse_store::LockGuard>, StateError> {
+        Ok(sparse_store::try_lock(
+            &format!("pipeline {pipeline}"),
+            &self.dir,
+        )?)
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, StateError> {
+        work(&mut self.connection()).map_err(|source| StateError::Sqlite {
+            path: self.dir.join("state.db"),
+            source,
+        })
+    }
+
+    /// Marks what a killed process left as under way. To be called by the holder of the pipeline's lock.
+    pub(crate) fn recover(&self, pipeline: &str) -> Result<usize, StateError> {
+        let now = now_ms();
+        self.with(|c| {
+            let tx = c.transaction()?;
+            for table in ["attempts", "stages"] {
+                tx.execute(
+                    &format!("UPDATE {table} SET status = 'interrupted', ended_ms = ?2 WHERE pipeline = ?1 AND status = 'running'"),
+                    params![pipeline, now],
+                )?;
+            }
+            let runs = tx.execute(
+                "UPDATE runs SET status = 'interrupted', ended_ms = ?2, error = 'its process ended before it did'
+                 WHERE pipeline = ?1 AND status = 'running'",
+                params![pipeline, now],
+            )?;
+            tx.commit()?;
+            Ok(runs)
+        })
+    }
+
+    pub(crate) fn begin_run(
+        &self,
+        id: &str,
+        pipeline: &str,
+        trigger: &str,
+        scheduled_ms: Option<i64>,
+        shown_params: &str,
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT INTO runs (id, pipeline, status, trigger, scheduled_ms, started_ms, pid, params, version)
+                 VALUES (?1, ?2, 'running', ?3, ?4, ?5, ?6, ?7, ?8)",
+                params![id, pipeline, trigger, scheduled_ms, now_ms(), std::process::id(), shown_params, env!("CARGO_PKG_VERSION")],
+            )
+            .map(|_| ())
+        })
+    }
+
+    pub(crate) fn end_run(
+        &self,
+        id: &str,
+        status: &str,
+        error: Option<&str>,
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute(
+                "UPDATE runs SET status = ?2, ended_ms = ?3, error = ?4 WHERE id = ?1",
+                params![id, status, now_ms(), error],
+            )
+            .map(|_| ())
+        })
+    }
+
+    pub(crate) fn begin_stage(
+        &self,
+        run: &str,
+        pipeline: &str,
+        stage: &str,
+        reason: &str,
+        items: u64,
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT INTO stages (run, pipeline, stage, status, reason, started_ms, items) VALUES (?1, ?2, ?3, 'running', ?4, ?5, ?6)",
+                params![run, pipeline, stage, reason, now_ms(), int(items)],
+            )
+            .map(|_| ())
+        })
+    }
+
+    pub(crate) fn end_stage(
+        &self,
+        run: &str,
+        stage: &str,
+        end: &StageEnd,
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute(
+                "UPDATE stages SET status = ?3, ended_ms = ?4, queued_ms = ?5, items = ?6, items_done = ?7, items_skipped = ?8,
+                 items_failed = ?9, rows = ?10, error = ?11 WHERE run = ?1 AND stage = ?2",
+                params![run, stage, end.status, now_ms(), end.queued_ms, int(end.items), int(end.done), int(end.skipped), int(end.failed), int(end.rows), end.error],
+            )
+            .map(|_| ())
+        })
+    }
+
+    /// A stage that did not run: in one row, begin and end.
+    pub(crate) fn pass_stage(
+        &self,
+        run: &str,
+        pipeline: &str,
+        stage: &str,
+        reason: &str,
+        end: &StageEnd,
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT INTO stages (run, pipeline, stage, status, reason, started_ms, ended_ms, items, items_skipped)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, ?8)",
+                params![run, pipeline, stage, end.status, reason, now_ms(), int(end.items), int(end.skipped)],
+            )
+            .map(|_| ())
+        })
+    }
+
+    pub(crate) fn begin_attempt(&self, attempt: &Attempt<'_>) -> Result<i64, StateError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT INTO attempts (run, pipeline, stage, item, attempt, key, status, reason, queued_ms, started_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'running', ?7, ?8, ?9)",
+                params![attempt.run, attempt.pipeline, attempt.stage, attempt.item, attempt.attempt, attempt.key, attempt.reason, attempt.queued_ms, now_ms()],
+            )?;
+            Ok(c.last_insert_rowid())
+        })
+    }
+
+    pub(crate) fn fail_attempt(
+        &self,
+        id: i64,
+        status: &str,
+        error: &str,
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute(
+                "UPDATE attempts SET status = ?2, ended_ms = ?3, error = ?4 WHERE id = ?1",
+                params![id, status, now_ms(), error],
+            )
+            .map(|_| ())
+        })
+    }
+
+    /// Records a try that succeeded and, in the same transaction, that its work is done.
+    pub(crate) fn finish_attempt(
+        &self,
+        id: i64,
+        attempt: &Attempt<'_>,
+        parts: &str,
+        outcome: &Outcome,
+        bytes: &[Bytes],
+        verify_failures: u64,
+    ) -> Result<(), StateError> {
+        let result = serde_json::to_string(outcome).unwrap_or_default();
+        self.with(|c| {
+            let now = now_ms();
+            let tx = c.transaction()?;
+            tx.execute(
+                "UPDATE attempts SET status = 'succeeded', ended_ms = ?2, rows = ?3, verify_failures = ?4 WHERE id = ?1",
+                params![id, now, int(outcome.rows), int(verify_failures)],
+            )?;
+            for b in bytes {
+                tx.execute(
+                    "INSERT INTO bytes (attempt, run, pipeline, kind, codec, input_bytes, delta_bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                    params![id, attempt.run, attempt.pipeline, b.kind, b.codec, int(b.input_bytes), int(b.delta_bytes)],
+                )?;
+            }
+            put_done(&tx, attempt.pipeline, attempt.stage, &stored(attempt.item), &Done {
+                key: attempt.key.to_owned(),
+                parts: parts.to_owned(),
+                result,
+            }, now)?;
+            tx.execute(
+                "UPDATE stages SET items_done = items_done + 1, rows = rows + ?3 WHERE run = ?1 AND stage = ?2",
+                params![attempt.run, attempt.stage, int(outcome.rows)],
+            )?;
+            tx.commit()
+        })
+    }
+
+    /// Records that a stage as a whole, its checks included, is done; items that are gone from its catalog are forgotten.
+    pub(crate) fn finish_stage(
+        &self,
+        pipeline: &str,
+        stage: &str,
+        done: &Done,
+        gone: &[String],
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            let tx = c.transaction()?;
+            put_done(&tx, pipeline, stage, STAGE, done, now_ms())?;
+            for item in gone {
+                tx.execute(
+                    "DELETE FROM done WHERE pipeline = ?1 AND stage = ?2 AND item = ?3",
+                    params![pipeline, stage, item],
+                )?;
+            }
+            tx.commit()
+        })
+    }
+
+    /// What is done of a stage, by item.
+    pub(crate) fn done(
+        &self,
+        pipeline: &str,
+        stage: &str,
+    ) -> Result<HashMap<String, Done>, StateError> {
+        self.with(|c| {
+            let mut query = c.prepare_cached(
+                "SELECT item, key, parts, result FROM done WHERE pipeline = ?1 AND stage = ?2",
+            )?;
+            query
+                .query_map(params![pipeline, stage], |row| {
+                    Ok((
+                        row.get(0)?,
+                        Done {
+                            key: row.get(1)?,
+                            parts: row.get(2)?,
+                            result: row.get(3)?,
+                        },
+                    ))
+                })?
+                .collect()
+        })
+    }
+
+    /// The content of an identity, if it was ever computed.
+    pub(crate) fn content(&self, identity: &str) -> Result<Option<String>, StateError> {
+        self.with(|c| {
+            let mut query = c.prepare_cached("SELECT content FROM contents WHERE identity = ?1")?;
+            query
+                .query_row(params![identity], |row| row.get(0))
+                .optional()
+        })
+    }
+
+    pub(crate) fn put_contents(&self, contents: &[(String, String)]) -> Result<(), StateError> {
+        if contents.is_empty() {
+            return Ok(());
+        }
+        self.with(|c| {
+            let tx = c.transaction()?;
+            for (identity, content) in contents {
+                tx.execute(
+                    "INSERT OR REPLACE INTO contents (identity, content) VALUES (?1, ?2)",
+                    params![identity, content],
+                )?;
+            }
+            tx.commit()
+        })
+    }
+
+    pub(crate) fn put_check(
+        &self,
+        run: &str,
+        pipeline: &str,
+        stage: &str,
+        check: &crate::summary::CheckReport,
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT INTO checks (run, pipeline, stage, name, severity, failed_rows, error, ended_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                params![run, pipeline, stage, check.name, check.severity, int(check.failed_rows), check.error, now_ms()],
+            )
+            .map(|_| ())
+        })
+    }
+
+    pub(crate) fn log(
+        &self,
+        run: &str,
+        level: &str,
+        stage: &str,
+        item: &str,
+        message: &str,
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT INTO logs (run, at_ms, level, stage, item, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![run, now_ms(), level, stage, item, message],
+            )
+            .map(|_| ())
+        })
+    }
+
+    /// When the schedule of a pipeline was last looked at.
+    pub(crate) fn schedule_seen(&self, pipeline: &str) -> Result<Option<i64>, StateError> {
+        self.with(|c| {
+            c.query_row(
+                "SELECT seen_ms FROM schedules WHERE pipeline = ?1",
+                params![pipeline],
+                |row| row.get(0),
+            )
+            .optional()
+        })
+    }
+
+    pub(crate) fn put_schedule(
+        &self,
+        pipeline: &str,
+        seen_ms: i64,
+        lag_ms: Option<i64>,
+        missed: u64,
+    ) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute(
+                "INSERT INTO schedules (pipeline, seen_ms, lag_ms, missed) VALUES (?1, ?2, coalesce(?3, 0), ?4)
+                 ON CONFLICT (pipeline) DO UPDATE SET seen_ms = ?2, lag_ms = coalesce(?3, lag_ms), missed = missed + ?4",
+                params![pipeline, seen_ms, lag_ms, int(missed)],
+            )
+            .map(|_| ())
+        })
+    }
+}
+
+/// An item's name in the table of what is done.
+pub(crate) fn stored(item: &str) -> String {
+    format!("={item}")
+}
+
+/// The item of a stage as a whole. No item's stored name is this.
+pub(crate) const STAGE: &str = "";
+
+fn put_done(
+    c: &Connection,
+    pipeline: &str,
+    stage: &str,
+    item: &str,
+    done: &Done,
+    now: i64,
+) -> rusqlite::Result<()> {
+    c.prepare_cached("INSERT OR REPLACE INTO done (pipeline, stage, item, key, parts, result, ended_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+        .execute(params![pipeline, stage, item, done.key, done.parts, done.result, now])
+        .map(|_| ())
+}
