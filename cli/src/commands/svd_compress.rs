@@ -126,6 +126,13 @@ pub(super) fn qualities(
     for (rank, quality) in manifest.ranks.iter().zip(&manifest.quality) {
         writeln!(out, "  rank {rank}: {}", quality_line(quality))?;
     }
+    writeln!(
+        out,
+        "  largest singular value {:.3e}, effective rank {:.1} on average; rounding explains {:.2} % of the energy",
+        manifest.sigma_1,
+        manifest.effective_rank,
+        100.0 * manifest.noise_share,
+    )?;
     Ok(())
 }
 

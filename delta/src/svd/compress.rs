@@ -445,6 +445,8 @@ struct Made {
     modules: Vec<Module>,
     /// For each rank, all approximated tensors together.
     total: Vec<Measured>,
+    /// The energy of all differences that rounding explains.
+    noise: f64,
     factor_bytes: u64,
 }
 
@@ -701,6 +703,15 @@ impl Job {
             })
             .collect();
         let num_layers = approximated.len() as u64;
+        let sigma_1 = approximated.iter().map(|t| t.sigma_1).fold(0.0, f64::max);
+        let effective_rank = approximated.iter().map(|t| t.effective_rank).sum::<f64>()
+            / num_layers.max(1) as f64;
+        let energy = made.total.first().map_or(0.0, |m| m.energy);
+        let noise_share = if energy > 0.0 {
+            made.noise / energy
+        } else {
+            0.0
+        };
         let payloads = writer.finish()?;
         let mut manifest = SvdDeltaManifest {
             version: "1.0".into(),
@@ -729,6 +740,9 @@ impl Job {
             single_file: self.finetune.is_single_file(),
             base: identity.fingerprints.clone(),
             quality,
+            sigma_1,
+            noise_share,
+            effective_rank,
             adapters,
             files: self
                 .finetune
@@ -808,6 +822,7 @@ impl Job {
             tensors: Vec::new(),
             modules: Vec::new(),
             total: vec![Measured::default(); ranks.len().max(1)],
+            noise: 0.0,
             factor_bytes: 0,
         };
         let numbers: Vec<usize> = (0..pairs.len()).collect();
@@ -886,6 +901,8 @@ impl Job {
             *sum = sum.and(measured);
         }
         if tensor.kept == Kept::LowRank {
+            let energy = done.measured.first().map_or(0.0, |m| m.energy);
+            made.noise += tensor.noise_share * energy;
             made.factor_bytes += tensor.stored_bytes;
         }
         if let (Some(_), Some(factors), Some(name)) = (

@@ -69,6 +69,12 @@ pub struct SvdDeltaManifest {
     pub base: Fingerprints,
     /// How far off all approximated tensors are together, for each of `ranks`.
     pub quality: Vec<Quality>,
+    /// The largest singular value of any difference.
+    pub sigma_1: f64,
+    /// The share of the energy of all differences that rounding both models to their dtypes explains, estimated.
+    pub noise_share: f64,
+    /// The mean over the approximated tensors of their effective ranks.
+    pub effective_rank: f64,
     /// The adapters for PEFT in the artifact.
     pub adapters: Vec<AdapterEntry>,
     /// The safetensors files, in order.
