@@ -101,8 +101,12 @@ impl Staged {
                 Err(error) => return Err(StoreError::io("create", temp, error)),
             }
             staged.temp.clone_from(&temp);
-            let held = File::open(&temp).during("open", &temp)?;
-            // Between its creation and this lock, another process may have taken it for a stale one: then try again.
+            // Between its creation and its lock, another writer may have taken it for a stale one: then try again.
+            let held = match File::open(&temp) {
+                Ok(held) => held,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(StoreError::io("open", temp, error)),
+            };
             // A file system without locks: stale temporaries stay there, for nobody can tell.
             let locked = try_exclusive(&held).unwrap_or(true);
             if locked && same_file(&held, &temp) {

@@ -165,7 +165,7 @@ mod tests {
     #[tokio::test]
     async fn codes_and_scales() {
         let sql = format!(
-            "SELECT tensor_values(q['codes'], 'I8'), tensor_values(q['scales'], 'F32')[1] * 127 \
+            "SELECT tensor_values(q['codes'], 'I8'), round(tensor_values(q['scales'], 'F32')[1] * 127, 4) \
              FROM (SELECT int8_quantize({DATA}, 'F32', [2, 2], NULL, 'tensor') AS q)"
         );
         assert_eq!(query(&sql).await, ["[32.0, 64.0, -127.0, 0.0]|4.0"]);
