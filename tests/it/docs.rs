@@ -65,6 +65,7 @@ fn links_lead_somewhere() {
         "docs/sql.md",
         "docs/cli.md",
         "docs/format-codec.md",
+        "docs/format-dataset.md",
         "docs/quality.md",
         "examples/README.md",
     ];
