@@ -531,7 +531,7 @@ fn some_limits(random: &mut Random) -> Limits {
     let mut limits = limits(Default::default());
     match random.below(4) {
         0 => limits.mixed = 64,
-        1 => limits.deep = 0,
+        1 => (limits.deep, limits.runs) = (0, 0),
         _ => {}
     }
     limits

@@ -20,7 +20,7 @@ const MATCH: usize = 6;
 /// How far from the last place in the base value the thread is looked for, in bytes.
 const NEAR: usize = 4096;
 
-/// Where few contexts are mixed, up to so many bytes that are the base's are told by one bit.
+/// Where runs are told, up to so many bytes that are the base's are told by one bit.
 const RUN: usize = 16;
 /// Runs shorter than that, at the end of the base, are not worth one; nor is it asked where the thread is trusted less.
 const LEAST_RUN: usize = 4;
@@ -39,8 +39,8 @@ pub(crate) struct Text {
     word: u64,
     word_before: u64,
     from: Thread,
-    /// Whether a run of the base's bytes follows, by the trust in the thread.
-    runs: [Bit; 16],
+    /// Whether a run of the base's bytes follows, by the trust in the thread; where that is asked.
+    runs: Option<[Bit; 16]>,
     /// The value that is written, escaped.
     given: Vec<u8>,
 }
@@ -84,7 +84,7 @@ struct Thread {
 
 impl Text {
     /// A model with 2^`log_lines` lines of memory (16 bytes each) that remembers up to `most_history` bytes.
-    pub(crate) fn new(log_lines: u32, most_history: usize, deep: bool) -> Self {
+    pub(crate) fn new(log_lines: u32, most_history: usize, deep: bool, runs: bool) -> Self {
         let contexts = if deep { CONTEXTS } else { FEW.len() };
         Self {
             mix: Mix::new(contexts, EXPERTS, log_lines),
@@ -97,7 +97,7 @@ impl Text {
             word: 0,
             word_before: 0,
             from: Thread::default(),
-            runs: [Bit::starting_at(60000); 16],
+            runs: runs.then_some([Bit::starting_at(60000); 16]),
             given: Vec::new(),
         }
     }
@@ -168,13 +168,14 @@ impl Text {
         }
     }
 
-    /// Where few contexts are mixed and the base is to be trusted: how many bytes follow as they are there, if they do.
+    /// Where runs are told and the base is to be trusted: how many bytes follow as they are there, if they do.
     fn code_run<C: Coder>(&mut self, coder: &mut C, at: usize) -> Option<usize> {
-        let length = self.from.run().filter(|_| !self.deep)?;
+        let runs = self.runs.as_mut()?;
+        let length = self.from.run()?;
         let end = self.from.at + length;
         let rest = self.given.get(at..).unwrap_or_default();
         let all = rest.starts_with(&self.from.base[self.from.at..end]);
-        if self.runs[self.from.trust & 15].code(coder, all) {
+        if runs[self.from.trust & 15].code(coder, all) {
             return Some(length);
         }
         self.from.quiet = end;

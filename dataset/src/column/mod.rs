@@ -100,6 +100,9 @@ pub(crate) struct Limits {
     pub(crate) mixed: u64,
     /// Bytes of all columns' cells up to which every context is mixed; beyond that, the best few.
     pub(crate) deep: u64,
+    /// Rows of a split beyond which, where few contexts are mixed, time matters more than bytes: runs of the base's bytes are
+    /// told at once, and less of the base is looked at.
+    pub(crate) runs: usize,
     /// Bytes of the base's column that the statistics are learned from, and of all of them.
     pub(crate) learned: u64,
     pub(crate) learned_in_all: u64,
