@@ -53,11 +53,25 @@ pub(crate) fn cast_to(array: &ArrayRef, ty: &DataType) -> Result<ArrayRef, Datas
 }
 
 /// Whether values of a plain type are cast to another to be compared. Of dates and times only time stamps are: Arrow's casts of
-/// the others overflow.
+/// the others overflow. Nor is anything cast to lists of a fixed size: Arrow does not bear nulls there.
 pub(crate) fn has_cast(from: &DataType, to: &DataType) -> bool {
     let is_odd = |ty: &DataType| ty.is_temporal() && !matches!(ty, DataType::Timestamp(_, _));
     let both = from.is_temporal() && to.is_temporal();
-    from == to || (can_cast_types(from, to) && !(both && (is_odd(from) || is_odd(to))))
+    from == to
+        || (can_cast_types(from, to)
+            && !(both && (is_odd(from) || is_odd(to)))
+            && !holds_fixed_list(to))
+}
+
+fn holds_fixed_list(ty: &DataType) -> bool {
+    match ty {
+        DataType::FixedSizeList(_, _) => true,
+        DataType::List(field) | DataType::LargeList(field) | DataType::Map(field, _) => {
+            holds_fixed_list(field.data_type())
+        }
+        DataType::Struct(fields) => fields.iter().any(|f| holds_fixed_list(f.data_type())),
+        _ => false,
+    }
 }
 
 /// `array` as `ty`, null where a value has none there. Some casts fail as a whole for the sake of one value: then it is cast

@@ -239,6 +239,46 @@ impl Cells {
         }
     }
 
+    /// Appends the cells of rows, one after another.
+    pub(crate) fn write_rows(&self, rows: std::ops::Range<usize>, out: &mut Vec<u8>) {
+        let at = self.offset + rows.start..self.offset + rows.end;
+        match &self.kind {
+            Kind::Fixed {
+                values,
+                width,
+                number: true,
+            } if self.nulls.is_none() => {
+                let values = &values[at.start * width..at.end * width];
+                match width {
+                    1 => write_numbers::<1>(values, out),
+                    2 => write_numbers::<2>(values, out),
+                    4 => write_numbers::<4>(values, out),
+                    8 => write_numbers::<8>(values, out),
+                    16 => write_numbers::<16>(values, out),
+                    32 => write_numbers::<32>(values, out),
+                    _ => {
+                        for row in rows {
+                            self.write(row, out);
+                        }
+                    }
+                }
+            }
+            Kind::Bytes(Offsets::Narrow(offsets), data) if self.nulls.is_none() => {
+                let offsets = &offsets.typed_data::<i32>()[at.start..=at.end];
+                write_texts(offsets, data, out);
+            }
+            Kind::Bytes(Offsets::Wide(offsets), data) if self.nulls.is_none() => {
+                let offsets = &offsets.typed_data::<i64>()[at.start..=at.end];
+                write_texts(offsets, data, out);
+            }
+            _ => {
+                for row in rows {
+                    self.write(row, out);
+                }
+            }
+        }
+    }
+
     /// A hash of the cell of a row; `scratch` is room to work in.
     pub(crate) fn hash(
         &self,
@@ -247,11 +287,38 @@ impl Cells {
         scratch: &mut Vec<u8>,
     ) -> u64 {
         if let Some(plain) = self.plain(row) {
-            return hasher.hash_one(plain);
+            return match plain.try_into().map(u64::from_le_bytes) {
+                Ok(number) => hasher.hash_one(number),
+                Err(_) => hasher.hash_one(plain),
+            };
         }
         scratch.clear();
         self.write(row, scratch);
         hasher.hash_one(scratch.as_slice())
+    }
+}
+
+/// Cells of numbers of `WIDTH` bytes.
+fn write_numbers<const WIDTH: usize>(values: &[u8], out: &mut Vec<u8>) {
+    let start = out.len();
+    let count = values.len() / WIDTH;
+    out.resize(start + count * (WIDTH + 1), 1);
+    let cells = out[start..].chunks_exact_mut(WIDTH + 1);
+    for (cell, value) in cells.zip(values.chunks_exact(WIDTH)) {
+        for (to, from) in cell[1..].iter_mut().zip(value.iter().rev()) {
+            *to = *from;
+        }
+    }
+}
+
+/// Cells of texts that lie between `offsets`.
+fn write_texts<O: Copy + TryInto<usize>>(offsets: &[O], data: &[u8], out: &mut Vec<u8>) {
+    let at = |offset: O| offset.try_into().unwrap_or(0);
+    for pair in offsets.windows(2) {
+        let text = &data[at(pair[0])..at(pair[1])];
+        out.push(1);
+        write_leb(out, text.len() as u64);
+        out.extend_from_slice(text);
     }
 }
 

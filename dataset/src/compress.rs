@@ -14,7 +14,9 @@ use crate::artifact;
 use crate::effort::limits;
 use crate::error::During;
 use crate::input::{Dataset, Format, Rows};
-use crate::manifest::{DatasetManifest, FORMAT_VERSION, MANIFEST, PAYLOAD, SizeStats, SplitEntry};
+use crate::manifest::{
+    DatasetManifest, FORMAT_VERSION, MANIFEST, PAYLOAD, Restores, SizeStats, SplitEntry,
+};
 use crate::output::{self, Writer};
 use crate::pair::{self, Pair};
 use crate::split;
@@ -374,9 +376,19 @@ impl Job {
             *rows = total;
         }
         let schema = &pair.derivative.schema;
+        let mut restores = Restores::Rows;
         let format = match rows.format() {
-            Format::Csv | Format::Jsonl if !survives(rows, pair, rows.format(), scratch)? => {
-                Format::Parquet
+            format @ (Format::Csv | Format::Jsonl) => {
+                match survives(rows, pair, format, scratch)? {
+                    Some(written) => {
+                        // Without rows it depends on the reader whether there is a header.
+                        if total > 0 && self.hash_of_only(&files).as_ref() == Some(&written) {
+                            restores = Restores::Bytes(written);
+                        }
+                        format
+                    }
+                    None => Format::Parquet,
+                }
             }
             format => format,
         };
@@ -402,9 +414,23 @@ impl Job {
             removed: plan_of.removed,
             hash: pair.hash().to_owned(),
             format,
+            restores,
             files,
             plan,
         })
+    }
+
+    /// The BLAKE3 of the derivative's file, where a split has but one.
+    fn hash_of_only(&self, files: &[(String, u64)]) -> Option<String> {
+        let ([(name, _)], Some(root)) = (files, self.derivative.root()) else {
+            return None;
+        };
+        let path = if self.derivative.is_file() {
+            root.to_path_buf()
+        } else {
+            root.join(name)
+        };
+        output::hash_of(&path).ok()
     }
 
     /// What the artifact is a function of.
@@ -427,6 +453,9 @@ impl Job {
             for (path, rows) in &entry.files {
                 text(path);
                 text(&rows.to_string());
+            }
+            if let Restores::Bytes(hash) = &entry.restores {
+                text(hash);
             }
         }
         hasher.finalize().to_hex().to_string()
@@ -507,13 +536,13 @@ pub(crate) fn named(error: DatasetError, dataset: &Dataset, split: &str) -> Data
     }
 }
 
-/// Whether rows come back the same when they are written in a text format and read again.
+/// Writes rows in a text format and reads them again: the BLAKE3 of the file, if they are the same.
 fn survives(
     rows: &Arc<dyn Rows>,
     pair: &Pair,
     format: Format,
     scratch: &Path,
-) -> Result<bool, DatasetError> {
+) -> Result<Option<String>, DatasetError> {
     let folder = tempfile::tempdir_in(scratch).during("create a folder in", scratch)?;
     let path = folder.path().join(format!("rows.{}", format.ending()));
     let mut writer = Writer::create(&path, format, &pair.derivative.schema)?;
@@ -522,16 +551,17 @@ fn survives(
     }
     writer.finish(&path)?;
     let Ok((schema, batches)) = crate::input::open_file(&path, format) else {
-        return Ok(false);
+        return Ok(None);
     };
     let mut hash = LogicalHash::new(&schema)?;
     for batch in batches {
         let Ok(batch) = batch else {
-            return Ok(false);
+            return Ok(None);
         };
         hash.update(&batch)?;
     }
-    Ok(hash.finish() == pair.hash())
+    let same = hash.finish() == pair.hash();
+    same.then(|| output::hash_of(&path)).transpose()
 }
 
 /// Whether the artifact with this key is at a place, whole.

@@ -21,7 +21,7 @@ use crate::compress::{Input, MEMORY, MIN_MEMORY, named};
 use crate::effort::limits;
 use crate::gate::Gate;
 use crate::input::{Dataset, Format, Rows};
-use crate::manifest::{DatasetManifest, SizeStats, SplitEntry};
+use crate::manifest::{DatasetManifest, Restores, SizeStats, SplitEntry};
 use crate::matching::sampled;
 use crate::pair::{self, Pair};
 use crate::split::{Coded, Split};
@@ -220,7 +220,7 @@ impl Job {
         let sample = Sample::take(&split, &sources, self.sample);
         self.tell(&format!("coding a sample of {}", self.name), 0.5);
         let (coded, bytes) = self.columns(&split, &sources, &sample)?;
-        let mut coded = split.finish(coded)?;
+        let mut coded = split.finish(&split.targets(), coded)?;
         coded.plan.edited = sample.edited;
         let (kept, new) = (coded.plan.kept, coded.plan.new);
         let sizes = self.sizes(&pair, &coded, bytes)?;
@@ -338,6 +338,7 @@ impl Job {
             removed: coded.plan.removed,
             hash: pair.hash().to_owned(),
             format: self.rows.format(),
+            restores: Restores::Rows,
             files: vec![(format!("{}.{}", self.name, Format::Parquet.ending()), rows)],
             plan,
         };

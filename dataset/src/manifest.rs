@@ -83,6 +83,17 @@ impl SizeStats {
     }
 }
 
+/// What comes back of the files of a split.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Restores {
+    /// The schema and the rows, in files written anew: Parquet and Arrow files can be written in many ways.
+    #[default]
+    Rows,
+    /// The file too, byte for byte; this is its BLAKE3.
+    Bytes(String),
+}
+
 /// One split of the derivative.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitEntry {
@@ -104,6 +115,9 @@ pub struct SplitEntry {
     pub hash: String,
     /// How its files store rows.
     pub format: Format,
+    /// What of its files comes back.
+    #[serde(default)]
+    pub restores: Restores,
     /// Its files in order: path below the dataset, and rows.
     pub files: Vec<(String, u64)>,
     /// Where its plan is in `payload.bin`: schema, programs, and the streams that follow it.

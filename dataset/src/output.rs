@@ -60,6 +60,14 @@ pub(crate) fn has_dictionary(schema: &SchemaRef) -> bool {
     any(schema, &|ty| matches!(ty, DataType::Dictionary(_, _)))
 }
 
+/// The BLAKE3 of a file, in hexadecimal.
+pub(crate) fn hash_of(path: &Path) -> Result<String, DatasetError> {
+    let mut hasher = blake3::Hasher::new();
+    let file = File::open(path).during("read", path)?;
+    hasher.update_reader(file).during("read", path)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 /// A file in the making.
 pub(crate) enum Writer {
     Parquet(Box<ArrowWriter<BufWriter<File>>>),

@@ -287,28 +287,14 @@ impl Cellular {
         let mut batches = Vec::new();
         let mut start = 0;
         while start < self.rows.len() {
-            let end = (start + 1 + random.below(60)).min(self.rows.len());
-            // One row too many before and after: the arrays are slices.
-            let (from, to) = (start.saturating_sub(1), (end + 1).min(self.rows.len()));
-            let columns: Vec<ArrayRef> = self
-                .types()
-                .iter()
-                .zip(self.schema.fields())
-                .enumerate()
-                .map(|(at, (plain, field))| {
-                    let mut builder = Builder::new(plain).unwrap();
-                    for row in &self.rows[from..to] {
-                        builder.push(&mut Reader::new(&row[at])).unwrap();
-                    }
-                    let array = builder.finish().unwrap();
-                    let array = if plain == field.data_type() {
-                        array
-                    } else {
-                        cast(&array, field.data_type()).unwrap()
-                    };
-                    array.slice(start - from, end - start)
-                })
-                .collect();
+            let mut end = (start + 1 + random.below(60)).min(self.rows.len());
+            // A dictionary has only so many keys.
+            let columns = loop {
+                match self.columns(start, end) {
+                    Some(columns) => break columns,
+                    None => end = start + (end - start) / 2,
+                }
+            };
             let options = RecordBatchOptions::new().with_row_count(Some(end - start));
             batches.push(
                 RecordBatch::try_new_with_options(Arc::clone(&self.schema), columns, &options)
@@ -317,6 +303,31 @@ impl Cellular {
             start = end;
         }
         batches
+    }
+
+    /// Columns of some rows, if they have their types.
+    fn columns(&self, start: usize, end: usize) -> Option<Vec<ArrayRef>> {
+        assert!(start < end, "a row does not fit a batch");
+        // One row too many before and after: the arrays are slices.
+        let (from, to) = (start.saturating_sub(1), (end + 1).min(self.rows.len()));
+        self.types()
+            .iter()
+            .zip(self.schema.fields())
+            .enumerate()
+            .map(|(at, (plain, field))| {
+                let mut builder = Builder::new(plain).unwrap();
+                for row in &self.rows[from..to] {
+                    builder.push(&mut Reader::new(&row[at])).unwrap();
+                }
+                let array = builder.finish().unwrap();
+                let array = if plain == field.data_type() {
+                    array
+                } else {
+                    cast(&array, field.data_type()).ok()?
+                };
+                Some(array.slice(start - from, end - start))
+            })
+            .collect()
     }
 
     /// Something made of it, as people do.
@@ -520,7 +531,7 @@ fn some_limits(random: &mut Random) -> Limits {
     let mut limits = limits(Default::default());
     match random.below(4) {
         0 => limits.mixed = 64,
-        1 => limits.deep = 0,
+        1 => (limits.deep, limits.runs) = (0, 0),
         _ => {}
     }
     limits

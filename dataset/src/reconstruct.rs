@@ -12,8 +12,8 @@ use crate::DatasetError;
 use crate::artifact::Artifact;
 use crate::compress::{Input, MEMORY, MIN_MEMORY};
 use crate::input::{Dataset, Rows};
-use crate::manifest::{DatasetManifest, SplitEntry};
-use crate::output::Writer;
+use crate::manifest::{DatasetManifest, Restores, SplitEntry};
+use crate::output::{self, Writer};
 use crate::pair;
 use crate::split;
 use crate::table::{LogicalHash, plain_types};
@@ -364,6 +364,14 @@ impl Job {
             }
             if let (Some(writer), Some(file)) = (writer, &file) {
                 writer.finish(file)?;
+                if let Restores::Bytes(expected) = &entry.restores
+                    && output::hash_of(file)? != *expected
+                {
+                    return Err(DatasetError::damaged(format!(
+                        "the rebuilt file of split {:?} has other bytes than the manifest says",
+                        entry.name
+                    )));
+                }
             }
             start = end;
         }

@@ -4,8 +4,6 @@
 //! rejection. What differs is the generator and which of its bits are used. So the end of a permutation is known after few
 //! draws, and many seeds can be tried.
 
-use std::collections::HashMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::matching::{NEW, narrow};
@@ -71,7 +69,7 @@ impl Random {
                 }
             }
             Generator::NumpyMt19937 => Self::Mt {
-                words: knuth(low(seed)),
+                words: Box::new(knuth(low(seed))),
                 at: 624,
                 high_bits: false,
             },
@@ -96,16 +94,13 @@ impl Random {
                 low(word)
             }
             Self::Mt { words, at, .. } => {
-                if *at == 624 {
-                    for k in 0..624 {
-                        let y = (words[k] & 0x8000_0000) | (words[(k + 1) % 624] & 0x7fff_ffff);
-                        let odd = if y & 1 == 1 { 0x9908_b0df } else { 0 };
-                        words[k] = words[(k + 397) % 624] ^ (y >> 1) ^ odd;
-                    }
-                    *at = 0;
-                }
-                let mut y = words[*at];
-                *at += 1;
+                // Each word of the next state when it is asked for: of most seeds only a few are.
+                let k = *at % 624;
+                let y = (words[k] & 0x8000_0000) | (words[(k + 1) % 624] & 0x7fff_ffff);
+                let odd = if y & 1 == 1 { 0x9908_b0df } else { 0 };
+                words[k] = words[(k + 397) % 624] ^ (y >> 1) ^ odd;
+                let mut y = words[k];
+                *at = k + 1;
                 y ^= y >> 11;
                 y ^= (y << 7) & 0x9d2c_5680;
                 y ^= (y << 15) & 0xefc6_0000;
@@ -200,29 +195,32 @@ fn seed_sequence(seed: u64) -> [u64; 4] {
 }
 
 /// The Mersenne Twister's state from one word.
-fn knuth(seed: u32) -> Box<[u32; 624]> {
-    let mut words = Box::new([0_u32; 624]);
+const fn knuth(seed: u32) -> [u32; 624] {
+    let mut words = [0_u32; 624];
     words[0] = seed;
-    for at in 1..624 {
+    let (mut at, mut number) = (1, 1_u32);
+    while at < 624 {
         let before = words[at - 1];
         words[at] = 1_812_433_253_u32
             .wrapping_mul(before ^ (before >> 30))
-            .wrapping_add(narrow(at));
+            .wrapping_add(number);
+        (at, number) = (at + 1, number + 1);
     }
     words
 }
 
 /// The Mersenne Twister's state from several words (`init_by_array`).
 fn by_array(seed: u64) -> Box<[u32; 624]> {
+    const FIRST: [u32; 624] = knuth(19_650_218);
     let key = words_of(seed);
-    let mut words = knuth(19_650_218);
+    let mut words = Box::new(FIRST);
     let (mut i, mut j) = (1, 0);
     for _ in 0..624 {
         let before = words[i - 1];
         words[i] = (words[i] ^ (before ^ (before >> 30)).wrapping_mul(1_664_525))
             .wrapping_add(key[j])
             .wrapping_add(narrow(j));
-        (i, j) = (i + 1, (j + 1) % key.len());
+        (i, j) = (i + 1, if j + 1 == key.len() { 0 } else { j + 1 });
         if i == 624 {
             (words[0], i) = (words[623], 1);
         }
@@ -252,23 +250,31 @@ impl Shuffle {
         places
     }
 
-    /// The last places of [`Shuffle::permutation`], from the last on.
+    /// The last places of [`Shuffle::permutation`], from the last on: `most` of them, a few hundred at most.
     fn tail(generator: Generator, seed: u64, count: usize, most: usize) -> Vec<u32> {
         let mut random = Random::new(generator, seed);
-        let mut moved: HashMap<u32, u32> = HashMap::new();
+        // What is where another was: so few that they are looked through.
+        let mut moved: Vec<(u32, u32)> = Vec::with_capacity(most);
         (1..count)
             .rev()
             .take(most)
             .map(|at| {
                 let at = narrow(at);
                 let other = random.up_to(at);
-                let last = moved.get(&at).copied().unwrap_or(at);
+                let last = moved
+                    .iter()
+                    .find(|(place, _)| *place == at)
+                    .map_or(at, |(_, what)| *what);
                 if other == at {
                     return last;
                 }
-                let found = moved.get(&other).copied().unwrap_or(other);
-                moved.insert(other, last);
-                found
+                match moved.iter_mut().find(|(place, _)| *place == other) {
+                    Some((_, what)) => std::mem::replace(what, last),
+                    None => {
+                        moved.push((other, last));
+                        other
+                    }
+                }
             })
             .collect()
     }
@@ -276,6 +282,8 @@ impl Shuffle {
 
 /// Rows looked at.
 const LOOK: usize = 48;
+/// Rows after which most wrong seeds are known to be wrong.
+const FIRST_LOOK: usize = 24;
 
 /// Finds the shuffle after which rows came from the base rows `found`; `first` is how many rows the first of the base's splits
 /// has.
@@ -312,15 +320,19 @@ pub(crate) fn find(found: &[u32], first: usize) -> Option<Shuffle> {
                 })
             };
             let look = last.len();
-            if is_rising(&Shuffle::tail(generator, seed, found.len(), look), &last) {
+            let tail = |count, most| Shuffle::tail(generator, seed, count, most);
+            if is_rising(&tail(found.len(), FIRST_LOOK), &last, 7)
+                && is_rising(&tail(found.len(), look), &last, 9)
+            {
                 return shuffle(Of::Rows);
             }
-            if first > look && first != found.len() {
-                let tail = Shuffle::tail(generator, seed, first, look);
-                let same = tail.iter().zip(&last).filter(|(a, b)| a == b).count();
-                if same * 2 >= look {
-                    return shuffle(Of::Base);
-                }
+            let same = |tail: &[u32]| tail.iter().zip(&last).filter(|(a, b)| a == b).count();
+            if first > look
+                && first != found.len()
+                && same(&tail(first, FIRST_LOOK)) > 0
+                && same(&tail(first, look)) * 2 >= look
+            {
+                return shuffle(Of::Base);
             }
         }
     }
@@ -351,20 +363,22 @@ pub(crate) fn find(found: &[u32], first: usize) -> Option<Shuffle> {
     None
 }
 
-/// Whether base rows rise with the places that the rows had before.
-fn is_rising(places: &[u32], rows: &[u32]) -> bool {
+/// Whether base rows rise with the places that the rows had before, in so many tenths of the steps.
+fn is_rising(places: &[u32], rows: &[u32], tenths: usize) -> bool {
     let mut pairs: Vec<(u32, u32)> = places
         .iter()
         .copied()
         .zip(rows.iter().copied())
         .filter(|&(_, row)| row != NEW)
         .collect();
-    if pairs.len() < LOOK / 2 {
-        return false;
+    let is_first = places.len() <= FIRST_LOOK;
+    if pairs.len() < if is_first { FIRST_LOOK / 3 } else { LOOK / 2 } {
+        // Too little is seen: after a first look there is another.
+        return is_first;
     }
     pairs.sort_unstable();
     let rising = pairs.windows(2).filter(|w| w[0].1 <= w[1].1).count();
-    rising * 10 >= (pairs.len() - 1) * 9
+    rising * 10 >= (pairs.len() - 1) * tenths
 }
 
 #[cfg(test)]

@@ -126,7 +126,7 @@ impl<'a> Split<'a> {
         self.cells
             .iter()
             .zip(self.from())
-            .map(|(column, base)| Target { column, base })
+            .map(|(column, base)| Target::new(column, base))
             .collect()
     }
 
@@ -159,12 +159,16 @@ impl<'a> Split<'a> {
     }
 
     /// The plan and the streams, with the columns as they are coded.
-    pub(crate) fn finish(&self, coded: Vec<(Plan, Vec<u8>)>) -> Result<Coded, DatasetError> {
+    pub(crate) fn finish(
+        &self,
+        targets: &[Target<'_>],
+        coded: Vec<(Plan, Vec<u8>)>,
+    ) -> Result<Coded, DatasetError> {
         let base = &self.pair.base;
         let first = base.parts.first().map_or(0, |part| part.rows);
         let first = usize::try_from(first).unwrap_or(0);
         let items = self.items();
-        let edited = count_edited(&self.cells, &self.from(), &coded, &items);
+        let edited = count_edited(targets, &coded, &items);
         let order = Order {
             cells: &self.cells,
             items: &items,
@@ -201,10 +205,15 @@ pub(crate) fn encode(
     check: &Check<'_>,
 ) -> Result<Coded, DatasetError> {
     let split = Split::new(pair, memory)?;
-    let (items, targets) = (split.items(), split.targets());
+    let (items, mut targets) = (split.items(), split.targets());
     let coded = split.with_others(&items, |others| {
-        let measured: Vec<Plan> = split
-            .sources(others)?
+        let sources = split.sources(others)?;
+        targets
+            .par_iter_mut()
+            .zip(&sources)
+            .filter(|(_, source)| **source == Source::Base)
+            .for_each(|(target, _)| target.compare(&items));
+        let measured: Vec<Plan> = sources
             .into_par_iter()
             .zip(&targets)
             .map(|(source, target)| {
@@ -229,7 +238,7 @@ pub(crate) fn encode(
             })
             .collect::<Result<Vec<_>, DatasetError>>()
     })?;
-    split.finish(coded)
+    split.finish(&targets, coded)
 }
 
 /// What each column is predicted from. Columns that are derived depend on others that are not: no circles.
@@ -240,10 +249,7 @@ fn choose_sources(
     others: &Others<'_>,
 ) -> Result<Vec<Source>, DatasetError> {
     let choose = |at: usize, may_use: &[usize]| {
-        let target = Target {
-            column: &cells[at],
-            base: from[at],
-        };
+        let target = Target::new(&cells[at], from[at]);
         column::choose(&target, items, others, may_use)
     };
     let all: Vec<usize> = (0..cells.len()).collect();
@@ -290,21 +296,12 @@ fn choose_sources(
 }
 
 /// Kept rows with a value that is neither the base's nor follows from other columns.
-fn count_edited(
-    cells: &[Column],
-    from: &[Option<&Column>],
-    coded: &[(Plan, Vec<u8>)],
-    items: &Items<'_>,
-) -> u64 {
-    let paired: Vec<Target<'_>> = cells
+fn count_edited(targets: &[Target<'_>], coded: &[(Plan, Vec<u8>)], items: &Items<'_>) -> u64 {
+    let paired: Vec<&Target<'_>> = targets
         .iter()
-        .zip(from)
         .zip(coded)
         .filter(|(_, (plan, _))| plan.source == Source::Base && plan.cells > 0)
-        .map(|((column, from), _)| Target {
-            column,
-            base: *from,
-        })
+        .map(|(target, _)| target)
         .collect();
     (0..items.kept.len())
         .into_par_iter()

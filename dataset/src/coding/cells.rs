@@ -36,6 +36,8 @@ enum Kind {
 pub(crate) struct Room {
     /// Whether every context is mixed, or the best few.
     pub(crate) deep: bool,
+    /// Whether runs of the base's bytes are told at once.
+    pub(crate) runs: bool,
     /// Log of the lines of memory (16 bytes each) of every part.
     pub(crate) log_lines: u32,
     /// Bytes of history of every part.
@@ -54,7 +56,8 @@ impl CellModel {
                 Kind::Fixed(Box::new(Fixed::new(*width, room.log_lines.min(18))))
             }
             Shape::Bytes => {
-                Kind::Bytes(Box::new(Text::new(room.log_lines, room.history, room.deep)))
+                let text = Text::new(room.log_lines, room.history, room.deep, room.runs);
+                Kind::Bytes(Box::new(text))
             }
             Shape::List(element) => Kind::List {
                 same: Bit::default(),

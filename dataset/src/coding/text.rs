@@ -1,6 +1,7 @@
 //! Texts and other byte strings, one after another: each byte is predicted from the bytes before it, from the place in
 //! everything seen so far where the same bytes came last, and, for an edited value, from the value it was made from.
 
+use super::bits::Bit;
 use super::mix::{Expected, Mix};
 use super::range::Coder;
 use crate::DatasetError;
@@ -19,6 +20,12 @@ const MATCH: usize = 6;
 /// How far from the last place in the base value the thread is looked for, in bytes.
 const NEAR: usize = 4096;
 
+/// Where runs are told, up to so many bytes that are the base's are told by one bit.
+const RUN: usize = 16;
+/// Runs shorter than that, at the end of the base, are not worth one; nor is it asked where the thread is trusted less.
+const LEAST_RUN: usize = 4;
+const LEAST_TRUST: usize = 5;
+
 /// A model of the values of one column.
 pub(crate) struct Text {
     mix: Mix,
@@ -32,6 +39,33 @@ pub(crate) struct Text {
     word: u64,
     word_before: u64,
     from: Thread,
+    /// Whether a run of the base's bytes follows, by the trust in the thread; where that is asked.
+    runs: Option<[Bit; 16]>,
+    /// The value that is written, escaped.
+    given: Vec<u8>,
+}
+
+/// Takes escapes out of bytes that come one by one.
+#[derive(Default)]
+struct Plain {
+    escaped: bool,
+}
+
+impl Plain {
+    /// Appends what a byte says; whether it ends the value.
+    fn push(&mut self, byte: u8, out: &mut Vec<u8>) -> bool {
+        if self.escaped {
+            out.push(byte.wrapping_sub(1));
+            self.escaped = false;
+        } else if byte == ESCAPE {
+            self.escaped = true;
+        } else if byte == END {
+            return true;
+        } else {
+            out.push(byte);
+        }
+        false
+    }
 }
 
 /// Where in the base value the next byte is expected.
@@ -44,11 +78,13 @@ struct Thread {
     /// What was expected, and what came, when the thread was lost last.
     last_miss: (u8, u8),
     began: usize,
+    /// Up to there it is known that not all bytes are the base's.
+    quiet: usize,
 }
 
 impl Text {
     /// A model with 2^`log_lines` lines of memory (16 bytes each) that remembers up to `most_history` bytes.
-    pub(crate) fn new(log_lines: u32, most_history: usize, deep: bool) -> Self {
+    pub(crate) fn new(log_lines: u32, most_history: usize, deep: bool, runs: bool) -> Self {
         let contexts = if deep { CONTEXTS } else { FEW.len() };
         Self {
             mix: Mix::new(contexts, EXPERTS, log_lines),
@@ -61,6 +97,8 @@ impl Text {
             word: 0,
             word_before: 0,
             from: Thread::default(),
+            runs: runs.then_some([Bit::starting_at(60000); 16]),
+            given: Vec::new(),
         }
     }
 
@@ -90,40 +128,58 @@ impl Text {
         (self.from.at, self.from.trust, self.from.misses) = (0, 10, 0);
         self.from.last_miss = (0, 0);
         self.from.began = self.history.len();
-        let mut rest = value.iter().copied();
-        let mut pending = None;
-        let mut escaped = false;
+        self.from.quiet = 0;
+        self.given.clear();
+        if C::ENCODES {
+            escape(value, &mut self.given);
+            self.given.push(END);
+        }
+        let mut plain = Plain::default();
+        let mut at = 0;
         let start = out.len();
         loop {
-            let next = if !C::ENCODES {
-                0
-            } else if let Some(byte) = pending.take() {
-                byte
-            } else {
-                match rest.next() {
-                    None => END,
-                    Some(byte) if byte <= ESCAPE => {
-                        pending = Some(byte + 1);
-                        ESCAPE
+            let ended = match self.code_run(coder, at) {
+                Some(length) => {
+                    let low = self.from.at;
+                    self.from.at += length;
+                    self.from.trust = (self.from.trust + length).min(15);
+                    at += length;
+                    let mut ended = false;
+                    for place in low..low + length {
+                        let byte = self.from.base[place];
+                        self.push(byte);
+                        ended |= plain.push(byte, out);
                     }
-                    Some(byte) => byte,
+                    ended
+                }
+                None => {
+                    let next = self.given.get(at).copied().unwrap_or(END);
+                    at += 1;
+                    let byte = self.code_byte(coder, next);
+                    plain.push(byte, out)
                 }
             };
-            let byte = self.code_byte(coder, next);
-            if escaped {
-                out.push(byte.wrapping_sub(1));
-                escaped = false;
-            } else if byte == END {
+            if ended {
                 return Ok(());
-            } else if byte == ESCAPE {
-                escaped = true;
-            } else {
-                out.push(byte);
             }
             if coder.is_exhausted() || out.len() - start > most {
                 return Err(DatasetError::damaged("a value never ends"));
             }
         }
+    }
+
+    /// Where runs are told and the base is to be trusted: how many bytes follow as they are there, if they do.
+    fn code_run<C: Coder>(&mut self, coder: &mut C, at: usize) -> Option<usize> {
+        let runs = self.runs.as_mut()?;
+        let length = self.from.run()?;
+        let end = self.from.at + length;
+        let rest = self.given.get(at..).unwrap_or_default();
+        let all = rest.starts_with(&self.from.base[self.from.at..end]);
+        if runs[self.from.trust & 15].code(coder, all) {
+            return Some(length);
+        }
+        self.from.quiet = end;
+        None
     }
 
     fn code_byte<C: Coder>(&mut self, coder: &mut C, byte: u8) -> u8 {
@@ -247,6 +303,13 @@ impl Text {
 }
 
 impl Thread {
+    /// How many bytes may follow as they are in the base, where it is worth asking.
+    fn run(&self) -> Option<usize> {
+        let length = RUN.min(self.base.len().checked_sub(self.at)?);
+        (length >= LEAST_RUN && self.trust >= LEAST_TRUST && self.at >= self.quiet)
+            .then_some(length)
+    }
+
     /// After `byte` came (it is the last of `history` already): forward, or look for the place to go on from.
     fn follow(&mut self, byte: u8, history: &[u8]) {
         let expected = self.base[self.at];
@@ -257,7 +320,7 @@ impl Thread {
                 return;
             }
         } else {
-            self.trust = 0;
+            (self.trust, self.quiet) = (0, 0);
             self.misses += 1;
             self.last_miss = (expected, byte);
         }

@@ -148,6 +148,7 @@ pub(crate) fn weigh(
         bytes: 0,
         longest: 0,
         shallow: false,
+        runs: false,
         log_lines: 0,
         learned: 0,
         remembered: 0,
@@ -254,6 +255,7 @@ pub(crate) fn price(
     }
     plan.method = Method::Mixed;
     plan.shallow = !budget.is_deep();
+    plan.runs = plan.shallow && target.column.rows() > limits.runs;
     let mut bytes = plan.bytes;
     if let Some(base) = target.base {
         let base_rows = base.rows();
@@ -265,10 +267,11 @@ pub(crate) fn price(
             ((sample.len() / count.max(1)) as u64).max(1)
         };
         let all = base_rows as u64;
-        let learned = budget.learned(&plan);
+        let learned = budget.learned(&plan) / if plan.runs { 4 } else { 1 };
         plan.learned = (learned / average).min(all);
         if holds_text(&target.column.shape) {
-            let remembered = limits.remembered.min(64 * plan.bytes + (64 << 10));
+            let most = limits.remembered / if plan.runs { 16 } else { 1 };
+            let remembered = most.min(64 * plan.bytes + (64 << 10));
             plan.remembered = (remembered / average).min(all);
         } else {
             plan.learned = plan.learned.min(20_000);
@@ -276,7 +279,8 @@ pub(crate) fn price(
         bytes += plan.learned * average;
     }
     let leaves = target.column.shape.leaves();
-    plan.log_lines = (u64::BITS - (bytes * 8).leading_zeros())
+    let lines = bytes * if plan.runs { 1 } else { 8 };
+    plan.log_lines = (u64::BITS - lines.leading_zeros())
         .saturating_sub(leaves.ilog2())
         .clamp(LEAST_LINES, MOST_LINES);
     if leaves > 1 << (MOST_LINES - plan.log_lines) {
@@ -411,6 +415,7 @@ fn memory_of(plan: &Plan, shape: &Shape) -> u64 {
 fn room(plan: &Plan) -> Room {
     Room {
         deep: !plan.shallow,
+        runs: plan.runs,
         log_lines: plan.log_lines,
         history: 256 << 20,
         longest: usize::try_from(plan.longest).unwrap_or(usize::MAX).max(16),

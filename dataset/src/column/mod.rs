@@ -43,9 +43,29 @@ pub(crate) struct Target<'a> {
     pub(crate) column: &'a Column,
     /// The base's column it is paired with.
     pub(crate) base: Option<&'a Column>,
+    /// For each item kept, in bits, whether it has its base's value; where they were compared.
+    same: Option<Vec<u64>>,
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    pub(crate) fn new(column: &'a Column, base: Option<&'a Column>) -> Self {
+        Self {
+            column,
+            base,
+            same: None,
+        }
+    }
+
+    /// Compares all items with their base's values: once for all that asks.
+    pub(crate) fn compare(&mut self, items: &Items<'_>) {
+        let mut room = Default::default();
+        let mut same = vec![0_u64; items.kept.len().div_ceil(64)];
+        for item in 0..items.kept.len() {
+            same[item / 64] |= u64::from(self.is_same(items, item, &mut room)) << (item % 64);
+        }
+        self.same = Some(same);
+    }
+
     /// Whether an item has its base's value.
     pub(crate) fn is_same(
         &self,
@@ -56,6 +76,9 @@ impl Target<'_> {
         let Some(base) = self.base.filter(|_| item < items.kept.len()) else {
             return false;
         };
+        if let Some(same) = &self.same {
+            return same[item / 64] >> (item % 64) & 1 == 1;
+        }
         let (from, to) = (items.kept[item] as usize, items.rows[item] as usize);
         match (base.plain(from), self.column.plain(to)) {
             (Some(from), Some(to)) => from == to,
@@ -77,6 +100,9 @@ pub(crate) struct Limits {
     pub(crate) mixed: u64,
     /// Bytes of all columns' cells up to which every context is mixed; beyond that, the best few.
     pub(crate) deep: u64,
+    /// Rows of a split beyond which, where few contexts are mixed, time matters more than bytes: runs of the base's bytes are
+    /// told at once, and less of the base is looked at.
+    pub(crate) runs: usize,
     /// Bytes of the base's column that the statistics are learned from, and of all of them.
     pub(crate) learned: u64,
     pub(crate) learned_in_all: u64,

@@ -24,6 +24,9 @@ pub(crate) struct Plan {
     /// Whether few contexts are mixed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) shallow: bool,
+    /// Whether runs of the base's bytes are told at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) runs: bool,
     /// Log of the lines of the models.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) log_lines: u32,

@@ -17,8 +17,9 @@ const COMMON: usize = 64;
 const CLOSE: usize = 4;
 /// The share of shingles two rows must have in common.
 const LEAST: f64 = 0.25;
-/// Bytes of a base column that is sketched whole.
+/// Bytes, and rows, of a base column that is sketched whole.
 const SKETCHED: usize = 40 << 20;
+const SKETCHED_ROWS: usize = 1 << 18;
 /// Bytes of a text that are sketched.
 const LONGEST: usize = 1 << 16;
 
@@ -44,8 +45,8 @@ pub(super) fn join(shared: &Shared, found: &mut [u32], used: &[bool]) -> Result<
         wanted.entry(*shingle).or_default();
     }
     // Of a large base only the rows that nothing came from yet: those that something came from rarely have more to give.
-    let all = text_of(base, used.len()).saturating_mul(used.len() / used.len().clamp(1, 1000))
-        <= SKETCHED;
+    let bytes = text_of(base, used.len()).saturating_mul(used.len() / used.len().clamp(1, 1000));
+    let all = bytes <= SKETCHED && used.len() <= SKETCHED_ROWS;
     // Base rows in order: the same list whatever the threads do.
     let hits: Vec<Vec<u64>> = (0..used.len())
         .into_par_iter()
