@@ -253,8 +253,10 @@ impl Text {
     /// Takes a byte into the history, and follows where its like came before.
     fn push(&mut self, byte: u8) {
         if byte.is_ascii_alphanumeric() || byte >= 128 {
-            self.word = (self.word + u64::from(byte.to_ascii_lowercase()) + 1)
-                .wrapping_mul(0x2c1b_3c6d_29e1_a4b5);
+            self.word = (self
+                .word
+                .wrapping_add(u64::from(byte.to_ascii_lowercase()) + 1))
+            .wrapping_mul(0x2c1b_3c6d_29e1_a4b5);
         } else if self.word != 0 {
             self.word_before = self.word;
             self.word = 0;

@@ -704,8 +704,8 @@ impl Job {
             .collect();
         let num_layers = approximated.len() as u64;
         let sigma_1 = approximated.iter().map(|t| t.sigma_1).fold(0.0, f64::max);
-        let effective_rank = approximated.iter().map(|t| t.effective_rank).sum::<f64>()
-            / num_layers.max(1) as f64;
+        let effective_rank =
+            approximated.iter().map(|t| t.effective_rank).sum::<f64>() / num_layers.max(1) as f64;
         let energy = made.total.first().map_or(0.0, |m| m.energy);
         let noise_share = if energy > 0.0 {
             made.noise / energy
