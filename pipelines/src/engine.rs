@@ -22,7 +22,7 @@ use crate::script::placeholders;
 use crate::spec::{Pipeline, Severity, SpecError, StageSpec};
 use crate::state::{Attempt, Bytes, Done, Outcome, StageEnd, State, StateError, now_ms};
 use crate::summary::{CheckReport, ItemPlan, Plan, RunSummary, StagePlan, StageSummary, Status};
-use crate::{ParamValue, Params, Script};
+use crate::{ParamValue, Params, Script, workers};
 
 /// How soon a wish to stop is noticed.
 const POLL: Duration = Duration::from_millis(20);
@@ -1049,14 +1049,10 @@ impl Run {
                 item: &item.name,
                 reason: &why,
             });
-            // In a task of its own: a statement that computes for long between two awaits keeps nobody from stopping it.
-            let task = SpawnedTask::spawn(Arc::clone(&self).attempt(
-                Arc::clone(&run),
-                Arc::clone(&item),
-                id,
-            ));
+            let task =
+                workers::spawn(Arc::clone(&self).attempt(Arc::clone(&run), Arc::clone(&item), id));
             let joined = async {
-                task.join_unwind().await.unwrap_or_else(|error| {
+                task.join().await.unwrap_or_else(|error| {
                     Err(DataFusionError::Execution(format!(
                         "it was stopped: {error}"
                     )))

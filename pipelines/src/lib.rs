@@ -35,6 +35,7 @@ pub mod spec;
 mod split;
 pub mod state;
 pub mod summary;
+mod workers;
 
 pub use engine::{Engine, EngineError, Event, Force, Observer};
 pub use error::PipelineError;
