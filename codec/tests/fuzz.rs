@@ -56,7 +56,7 @@ impl Random {
 /// Buffers of all kinds of blocks and headers, against the base that the target has or against none.
 fn corpus(random: &mut Random) -> Vec<Vec<u8>> {
     let shape = [64, 72];
-    let values: Vec<u8> = (0..64 * 72 * 4u32).map(|i| (i * 37 >> 3) as u8).collect();
+    let values: Vec<u8> = (0..64 * 72 * 4u32).map(|i| ((i * 37) >> 3) as u8).collect();
     let mut corpus = Vec::new();
     for dtype in [DType::BF16, DType::F32, DType::F8E4M3] {
         let bytes = 64 * 72 * dtype.bits() as usize / 8;
@@ -123,7 +123,11 @@ fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
         4 => bytes[at..].iter_mut().take(8).for_each(|b| *b = 0xff),
         _ => {
             // Most structure is near the front.
-            let at = if random.next() % 2 == 0 { at } else { at % 64 };
+            let at = if random.next().is_multiple_of(2) {
+                at
+            } else {
+                at % 64
+            };
             if let Some(byte) = bytes.get_mut(at) {
                 *byte ^= 1 << (random.next() % 8);
             }

@@ -26,6 +26,9 @@ use crate::matching::sampled;
 use crate::pair::{self, Pair};
 use crate::split::{Coded, Split};
 
+/// A column's plan and its stream.
+type CodedColumn = (Plan, Vec<u8>);
+
 /// What a delta of a dataset saves.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DatasetDeltaStats {
@@ -248,7 +251,7 @@ impl Job {
         split: &Split<'_>,
         sources: &[Source],
         sample: &Sample,
-    ) -> Result<(Vec<(Plan, Vec<u8>)>, u64), DatasetError> {
+    ) -> Result<(Vec<CodedColumn>, u64), DatasetError> {
         let targets = split.targets();
         let all = split.items();
         let kept = [all.kept.len()];

@@ -97,13 +97,16 @@ pub trait Rows: Send + Sync {
     }
 }
 
+/// A split: its name and its rows.
+pub(crate) type NamedRows = (String, Arc<dyn Rows>);
+
 /// A dataset: named splits.
 #[derive(Clone)]
 pub struct Dataset {
     id: String,
     root: Option<PathBuf>,
     is_file: bool,
-    splits: Vec<(String, Arc<dyn Rows>)>,
+    splits: Vec<NamedRows>,
 }
 
 impl std::fmt::Debug for Dataset {
@@ -234,10 +237,7 @@ impl Dataset {
     }
 
     /// The splits of these names; all if none are named.
-    pub(crate) fn select(
-        &self,
-        names: &[String],
-    ) -> Result<Vec<(String, Arc<dyn Rows>)>, DatasetError> {
+    pub(crate) fn select(&self, names: &[String]) -> Result<Vec<NamedRows>, DatasetError> {
         if names.is_empty() {
             return Ok(self.splits.clone());
         }

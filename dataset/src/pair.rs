@@ -222,8 +222,11 @@ fn pair_renamed(
     let mut open: Vec<usize> = (0..base.columns())
         .filter(|&from| !columns.contains(&Some(from)))
         .collect();
-    for to in 0..columns.len() {
-        if columns[to].is_some() || !open.iter().any(|&from| base.ty(from) == derivative.ty(to)) {
+    let unpaired: Vec<usize> = (0..columns.len())
+        .filter(|&to| columns[to].is_none())
+        .collect();
+    for to in unpaired {
+        if !open.iter().any(|&from| base.ty(from) == derivative.ty(to)) {
             continue;
         }
         let column = derivative.cells(to)?;

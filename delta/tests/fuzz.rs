@@ -24,7 +24,7 @@ fn change(value: &mut Value, next: &mut impl FnMut() -> usize) {
         _ => Vec::new(),
     };
     let count = inner.len();
-    if count > 0 && next() % 8 != 0 {
+    if count > 0 && !next().is_multiple_of(8) {
         let number = next() % count;
         if let Some(one) = inner.into_iter().nth(number) {
             return change(one, next);

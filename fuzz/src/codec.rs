@@ -79,7 +79,7 @@ pub fn round_trip(mut data: &[u8]) {
 /// Decodes any bytes: as a buffer with and without a base, as shared tables, and as a block of a tensor whose header came before.
 pub fn hostile(data: &[u8]) {
     let shape = [64, 72];
-    let values: Vec<u8> = (0..64 * 72 * 4u32).map(|i| (i * 37 >> 3) as u8).collect();
+    let values: Vec<u8> = (0..64 * 72 * 4u32).map(|i| ((i * 37) >> 3) as u8).collect();
     for dtype in [DType::BF16, DType::F32, DType::F8E4M3] {
         let bytes = 64 * 72 * dtype.bits() as usize / 8;
         let base = TensorView {

@@ -46,7 +46,7 @@ pub enum EngineError {
         /// The stage.
         stage: String,
         /// Why.
-        source: ExamineError,
+        source: Box<ExamineError>,
     },
     /// Another process runs it.
     #[error("another run of pipeline {pipeline:?} is under way; wait for its end, or stop it")]
@@ -275,7 +275,7 @@ impl Engine {
                     .await
                     .map_err(|source| EngineError::Examine {
                         stage: name.clone(),
-                        source,
+                        source: Box::new(source),
                     })?;
             self.apply_force(&name, &mut examined);
             let to_run = examined.to_run();
@@ -673,10 +673,9 @@ impl Run {
             })?;
             let end = match result {
                 Ok(end) => end,
-                Err(EngineError::Examine {
-                    source: source @ (ExamineError::Sql(_) | ExamineError::Store(_)),
-                    ..
-                }) => {
+                Err(EngineError::Examine { source, .. })
+                    if matches!(*source, ExamineError::Sql(_) | ExamineError::Store(_)) =>
+                {
                     let message = self.engine.pipeline.redact(&source.to_string());
                     self.fail_before(&name, &message)?
                 }
@@ -720,7 +719,7 @@ impl Run {
         let (pipeline, state) = (&engine.pipeline.name, &engine.state);
         let examine = |source| EngineError::Examine {
             stage: stage.name.clone(),
-            source,
+            source: Box::new(source),
         };
         let mut examiner = engine.examiner();
         let mut examined = examiner.examine(&stage, &ready).await.map_err(examine)?;

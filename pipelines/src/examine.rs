@@ -286,7 +286,7 @@ impl<'a> Examiner<'a> {
         &self,
         stage: &StageSpec,
         ready: &AllReady,
-    ) -> Result<Vec<(String, BTreeMap<String, ParamValue>)>, ExamineError> {
+    ) -> Result<Vec<NamedParams>, ExamineError> {
         let Some(each) = &stage.for_each else {
             return Ok(vec![(String::new(), BTreeMap::new())]);
         };
@@ -572,11 +572,11 @@ pub(crate) fn shown(value: &ParamValue) -> String {
     }
 }
 
+/// An item: its name and its parameters.
+type NamedParams = (String, BTreeMap<String, ParamValue>);
+
 /// The rows of a batch as parameters.
-fn items(
-    batch: &RecordBatch,
-    key: usize,
-) -> Result<Vec<(String, BTreeMap<String, ParamValue>)>, ExamineError> {
+fn items(batch: &RecordBatch, key: usize) -> Result<Vec<NamedParams>, ExamineError> {
     let mut columns = Vec::new();
     for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
         let texts = cast(column, &DataType::Utf8).map_err(|error| {

@@ -446,7 +446,8 @@ fn model(plan: &Plan, shape: &Shape, base: Option<&Column>) -> Result<CellModel,
         model.remember(&mut Reader::new(&cell))?;
     }
     for row in sampled(base_rows, learned) {
-        (cell.clear(), again.clear());
+        cell.clear();
+        again.clear();
         base.write(row, &mut cell);
         model.code(&mut Learn, &mut Reader::new(&cell), None, &mut again, room)?;
     }
@@ -477,13 +478,16 @@ fn job_of<'a>(
     }
 }
 
+/// Takes a cell that is not as predicted, and what was expected of it.
+type Store<'s, C> = dyn FnMut(&mut C, &[u8], Option<&[u8]>) -> Result<(), DatasetError> + 's;
+
 /// The encoder's walk over all items: codes for each whether it is as predicted, and hands those that are not to `store`.
 /// Returns what the coder had written at each mark.
 fn walk<C: Coder>(
     job: &Job<'_>,
     coder: &mut C,
     target: &Target<'_>,
-    store: &mut dyn FnMut(&mut C, &[u8], Option<&[u8]>) -> Result<(), DatasetError>,
+    store: &mut Store<'_, C>,
 ) -> Result<Vec<usize>, DatasetError> {
     let mut predictor = Predictor::new(job);
     let mut cell = Vec::new();

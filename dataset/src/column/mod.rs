@@ -83,7 +83,8 @@ impl<'a> Target<'a> {
         match (base.plain(from), self.column.plain(to)) {
             (Some(from), Some(to)) => from == to,
             (None, None) => {
-                (room.0.clear(), room.1.clear());
+                room.0.clear();
+                room.1.clear();
                 base.write(from, &mut room.0);
                 self.column.write(to, &mut room.1);
                 room.0 == room.1

@@ -63,7 +63,8 @@ impl Pair {
         match (cast.text(base), self.derivative.text(derivative)) {
             (Some(from), Some(to)) => from == to,
             (None, None) => {
-                (room.0.clear(), room.1.clear());
+                room.0.clear();
+                room.1.clear();
                 cast.write(base, &mut room.0);
                 self.derivative.write(derivative, &mut room.1);
                 room.0 == room.1

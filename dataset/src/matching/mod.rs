@@ -220,7 +220,8 @@ fn likeness(shared: &Shared, base: usize, derivative: usize) -> f64 {
     let (mut same, mut all) = (0_usize, 0_usize);
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for (from, to) in shared.base.iter().zip(&shared.derivative) {
-        (a.clear(), b.clear());
+        a.clear();
+        b.clear();
         from.write(base, &mut a);
         to.write(derivative, &mut b);
         let most = a.len().max(b.len());

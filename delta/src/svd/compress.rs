@@ -77,7 +77,7 @@ impl SvdRank {
             return Ok(Self::Energy(share));
         }
         if let Some(bytes) = bytes {
-            if !(bytes >= 1.0 && bytes < 1e18) {
+            if !(1.0..1e18).contains(&bytes) {
                 return Err(DeltaError::usage(format!(
                     "{bytes} is no number of bytes: give, say, 50e6"
                 )));
