@@ -128,6 +128,15 @@ impl Context {
         if global.metrics_push.is_none() && global.metrics_file.is_none() {
             return;
         }
+        // One guard at a time: it is held to the end of its statement.
+        let (bytes, verify_failures, history) = {
+            let measured = self.measured();
+            (
+                measured.bytes.clone(),
+                measured.verify_failures,
+                measured.history.clone(),
+            )
+        };
         let run = CommandRun {
             command: command.to_owned(),
             started: started
@@ -138,10 +147,9 @@ impl Context {
                 Ok(code) => *code,
                 Err(failure) => failure.code,
             },
-            bytes: self.measured().bytes.clone(),
-            verify_failures: self.measured().verify_failures,
+            bytes,
+            verify_failures,
         };
-        let history = self.measured().history.clone();
         let metrics = || {
             let mut metrics = Metrics::new();
             metrics.command(&run);
