@@ -94,6 +94,12 @@ pub enum Restores {
     Bytes(String),
 }
 
+impl Restores {
+    fn is_rows(&self) -> bool {
+        *self == Self::Rows
+    }
+}
+
 /// One split of the derivative.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitEntry {
@@ -116,7 +122,7 @@ pub struct SplitEntry {
     /// How its files store rows.
     pub format: Format,
     /// What of its files comes back.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Restores::is_rows")]
     pub restores: Restores,
     /// Its files in order: path below the dataset, and rows.
     pub files: Vec<(String, u64)>,

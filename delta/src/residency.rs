@@ -5,7 +5,7 @@
 //! then and releases everything when they pass a limit; what is still in use is mapped again from the page cache.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,6 +14,24 @@ use sparse_store::Model;
 /// Resident file pages above which everything is released.
 const LIMIT: u64 = 192 << 20;
 const EVERY: Duration = Duration::from_millis(4);
+/// Resident file pages above which who reads on waits for the watch, and how often it looks: it may not be scheduled in time.
+const MOST: u64 = 384 << 20;
+const WAITS: usize = 200;
+
+/// Watches that go on.
+static WATCHES: AtomicUsize = AtomicUsize::new(0);
+
+/// Waits a little while a watch has too much to release.
+pub(crate) fn wait() {
+    for _ in 0..WAITS {
+        if WATCHES.load(Ordering::Relaxed) == 0
+            || resident_file_bytes().is_none_or(|bytes| bytes <= MOST)
+        {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
 
 /// A watch over mapped models.
 pub struct Residency {
@@ -34,6 +52,7 @@ impl Residency {
         let thread = std::thread::Builder::new()
             .name("sparse-residency".into())
             .spawn(move || {
+                WATCHES.fetch_add(1, Ordering::Relaxed);
                 while !flag.load(Ordering::Relaxed) {
                     std::thread::sleep(EVERY);
                     if resident_file_bytes().is_some_and(|bytes| bytes > LIMIT) {
@@ -42,6 +61,7 @@ impl Residency {
                         }
                     }
                 }
+                WATCHES.fetch_sub(1, Ordering::Relaxed);
             });
         Self {
             done,
