@@ -1,7 +1,7 @@
 //! `tokenizer.json`: texts in, token numbers out.
 
 use sparse_store::Model;
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::{PostProcessor as _, Tokenizer, TruncationParams};
 
 use crate::InferenceError;
 
@@ -51,6 +51,17 @@ impl Tokens {
                 format!("tokenizer.json: a prompt cannot be read ({error})"),
             )
         };
+        // The library subtracts these from the length without a check, and would read on without end.
+        let special = self
+            .0
+            .get_post_processor()
+            .map_or(0, |processor| processor.added_tokens(false));
+        if special > max_length {
+            return Err(InferenceError::usage(format!(
+                "tokenizer.json of {model} adds {special} special tokens to a text, and a text is cut to {max_length} tokens, by \
+                 max_length or the positions in config.json: give a larger max_length, or no prompts"
+            )));
+        }
         self.0
             .with_truncation(Some(TruncationParams {
                 max_length,
@@ -74,5 +85,46 @@ impl Tokens {
                 }
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests {
+    use super::*;
+
+    /// A tokenizer of whole words that puts three special tokens before a text.
+    fn words() -> Tokens {
+        let special = serde_json::json!({ "SpecialToken": { "id": "[A]", "type_id": 0 } });
+        let text = |id: &str| serde_json::json!({ "Sequence": { "id": id, "type_id": 0 } });
+        let json = serde_json::json!({
+            "version": "1.0",
+            "truncation": null,
+            "padding": null,
+            "added_tokens": [],
+            "normalizer": null,
+            "pre_tokenizer": { "type": "Whitespace" },
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [special, special, special, text("A")],
+                "pair": [text("A"), text("B")],
+                "special_tokens": { "[A]": { "id": "[A]", "ids": [2], "tokens": ["[A]"] } },
+            },
+            "decoder": null,
+            "model": { "type": "WordLevel", "vocab": { "a": 0, "b": 1, "[A]": 2 }, "unk_token": "a" },
+        });
+        Tokens(Tokenizer::from_bytes(json.to_string()).unwrap())
+    }
+
+    #[test]
+    fn special_tokens_that_do_not_fit_are_an_error() {
+        let texts = ["a b a b".to_owned()];
+        let mut tokens = words();
+        let cut = tokens.encode("m", &texts, 5, 3).unwrap();
+        assert_eq!(cut, vec![vec![2u32, 2, 2, 0, 1]]);
+        for length in [1, 2] {
+            let error = tokens.encode("m", &texts, length, 3).unwrap_err();
+            assert!(matches!(error, InferenceError::Usage { .. }), "{error}");
+        }
     }
 }
