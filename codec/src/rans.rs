@@ -301,4 +301,64 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn all_paths_agree_on_missing_tokens_and_on_damaged_words() {
+        let mut seed = 7u64;
+        let mut next = move || {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) as u32
+        };
+        let mut table = [0u16; TOKENS];
+        table[..100].fill(1);
+        table[0] += (1 << 10) - 100;
+        let set = TableSet::build(10, 0, vec![[1; CONTEXTS]], &[table, table]);
+        for lanes in [32, 64] {
+            for count in [200usize, 1000, 5003] {
+                let tables: Vec<u8> = (0..count).map(|_| 1 + (next() % 2) as u8).collect();
+                // About one in four has no frequency.
+                let tokens: Vec<u8> = (0..count).map(|_| (next() % 133) as u8).collect();
+                let coded = [false, true].map(|hidden| {
+                    #[cfg(target_arch = "x86_64")]
+                    crate::avx512::HIDDEN.set(hidden);
+                    let _ = hidden;
+                    let (mut missing, mut out) = (Vec::new(), Vec::new());
+                    let words = &mut Vec::new();
+                    encode(&tables, &tokens, &set, lanes, words, &mut missing, &mut out);
+                    (missing, out)
+                });
+                assert_eq!(coded[0], coded[1]);
+                let expected: Vec<u32> = (0..count as u32)
+                    .rev()
+                    .filter(|i| tokens[*i as usize] >= 100)
+                    .collect();
+                assert_eq!(coded[0].0, expected);
+                for _ in 0..100 {
+                    let mut bytes = coded[0].1.clone();
+                    let words = bytes.len() - 4 * lanes;
+                    let at = 4 * lanes + next() as usize % words;
+                    match next() % 3 {
+                        0 => bytes.truncate(at),
+                        1 => bytes[at] ^= 1 << (next() % 8),
+                        _ => bytes.insert(at, next() as u8),
+                    }
+                    let mut plain = vec![0; count];
+                    let mut stream = Stream::new(&bytes, lanes).unwrap();
+                    stream.decode(&tables, &set, lanes, 0, &mut plain);
+                    let sound = stream.finish(lanes).is_ok();
+                    for hidden in [false, true] {
+                        #[cfg(target_arch = "x86_64")]
+                        crate::avx512::HIDDEN.set(hidden);
+                        let mut stream = Stream::new(&bytes, lanes).unwrap();
+                        let mut back = vec![0; count];
+                        super::decode(&mut stream, &tables, &set, lanes, &mut back);
+                        assert_eq!(stream.finish(lanes).is_ok(), sound, "hidden: {hidden}");
+                        assert!(!sound || back == plain, "hidden: {hidden}");
+                    }
+                }
+            }
+        }
+    }
 }
