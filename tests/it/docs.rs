@@ -3,7 +3,7 @@
 use sparse_operators::{SparseConfig, docs, session_with};
 use sparse_pipelines::{Params, Script};
 
-use crate::support::root;
+use crate::support::{copy, root, sparse, stderr};
 
 /// Each example of `docs/sql.md`, in order, in a session and scratch folder of its own.
 #[tokio::test(flavor = "multi_thread")]
@@ -66,8 +66,11 @@ fn links_lead_somewhere() {
         "docs/cli.md",
         "docs/format-codec.md",
         "docs/format-dataset.md",
+        "docs/gpu.md",
         "docs/quality.md",
         "examples/README.md",
+        "examples/schedulers/README.md",
+        "monitoring/README.md",
     ];
     for page in pages {
         let path = root().join(page);
@@ -107,4 +110,37 @@ async fn the_sql_of_the_readme_runs() {
         }
     }
     assert!(ran >= 3);
+}
+
+/// The commands of the README run as they are written, in order, in a folder with the examples.
+#[test]
+fn the_commands_of_the_readme_run() {
+    let work = tempfile::tempdir().unwrap();
+    copy(&root().join("examples"), &work.path().join("examples"));
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let section = readme.split("## On the command line\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut ran = 0;
+    for line in section.lines() {
+        let Some(command) = line.strip_prefix("$ sparse ") else {
+            continue;
+        };
+        let command = command.split('#').next().unwrap().trim();
+        // The daemon runs until somebody stops it, as the tests of pipelines do.
+        if command.starts_with("pipeline serve") {
+            continue;
+        }
+        let output = sparse(work.path())
+            .current_dir(work.path())
+            .args(command.split_whitespace())
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "sparse {command}: {}",
+            stderr(&output)
+        );
+        ran += 1;
+    }
+    assert!(ran >= 15, "{ran}");
 }
