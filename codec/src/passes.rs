@@ -117,10 +117,11 @@ pub(crate) fn measure_plainly<const W: usize>(
     } else {
         1 << 24
     };
-    let sign = if float { u32::MAX } else { 0 };
     let mut sums = [0f32; SUMS];
     let mut counts = [0u32; SUMS];
     let ends = 8 * u32::try_from(4usize.saturating_sub(W)).unwrap_or(0);
+    // Of the word's own bits only: a step from -0 to 0 is one.
+    let sign = if float { u32::MAX << ends } else { 0 };
     let mut add = |t: &[[u8; W]; SUMS], p: &[[u8; W]; SUMS]| {
         let sums = sums.iter_mut().zip(&mut counts);
         for ((t, p), (sum, count)) in t.iter().zip(p).zip(sums) {
@@ -554,6 +555,17 @@ mod tests {
         select(&t, masks, &mut some);
         select_portably(&t, masks, &mut some2);
         assert_eq!(some, some2);
+    }
+
+    #[test]
+    fn a_step_across_zero_is_measured() {
+        let (plus, minus) = ([0u8; 2], [0u8, 0x80]);
+        for (target, prediction) in [(plus, minus), (minus, plus)] {
+            let exponent = Exponent::from_parts(7, 255);
+            let (changed, sum) = measure::<2>(&target, &prediction, exponent, 7, true);
+            // One, in the ulp of exponent 1.
+            assert_eq!((changed, sum.to_bits()), (1, 1 << 23));
+        }
     }
 
     proptest! {
