@@ -5,7 +5,7 @@
 //! then and releases everything when they pass a limit; what is still in use is mapped again from the page cache.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -18,19 +18,37 @@ const EVERY: Duration = Duration::from_millis(4);
 const MOST: u64 = 384 << 20;
 const WAITS: usize = 200;
 
-/// Watches that go on.
+/// Watches that go on, and how often they have released everything.
 static WATCHES: AtomicUsize = AtomicUsize::new(0);
+static RELEASES: AtomicUsize = AtomicUsize::new(0);
+/// The fewest resident file pages that a release left, since there is a watch; the most there can be where none was made.
+/// They are others' (the program's own, libraries', models that nobody watches), and no release takes them away.
+static LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Waits a little while a watch has too much to release.
+/// Waits a little while the watches have too much to release: until they have done so once, and not for what is others'.
 pub(crate) fn wait() {
+    let releases = RELEASES.load(Ordering::Relaxed);
     for _ in 0..WAITS {
         if WATCHES.load(Ordering::Relaxed) == 0
-            || resident_file_bytes().is_none_or(|bytes| bytes <= MOST)
+            || RELEASES.load(Ordering::Relaxed) != releases
+            || !is_above(MOST)
         {
             return;
         }
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Whether there are more resident file pages than a limit allows.
+fn is_above(limit: u64) -> bool {
+    let allowed = allowed(limit, LEFT.load(Ordering::Relaxed));
+    resident_file_bytes().is_some_and(|bytes| bytes > allowed)
+}
+
+/// The limit, or half of it beside what a release left, where that is more.
+fn allowed(limit: u64, left: u64) -> u64 {
+    let others = if left == u64::MAX { 0 } else { left };
+    limit.max(others.saturating_add(limit / 2))
 }
 
 /// A watch over mapped models.
@@ -52,13 +70,19 @@ impl Residency {
         let thread = std::thread::Builder::new()
             .name("sparse-residency".into())
             .spawn(move || {
-                WATCHES.fetch_add(1, Ordering::Relaxed);
+                if WATCHES.fetch_add(1, Ordering::Relaxed) == 0 {
+                    LEFT.store(u64::MAX, Ordering::Relaxed);
+                }
                 while !flag.load(Ordering::Relaxed) {
                     std::thread::sleep(EVERY);
-                    if resident_file_bytes().is_some_and(|bytes| bytes > LIMIT) {
+                    if is_above(LIMIT) {
                         for file in models.iter().flat_map(|m| m.files()) {
                             file.release(0..file.size);
                         }
+                        if let Some(left) = resident_file_bytes() {
+                            LEFT.fetch_min(left, Ordering::Relaxed);
+                        }
+                        RELEASES.fetch_add(1, Ordering::Relaxed);
                     }
                 }
                 WATCHES.fetch_sub(1, Ordering::Relaxed);
@@ -94,5 +118,15 @@ mod tests {
     #[test]
     fn the_system_tells() {
         assert!(!cfg!(target_os = "linux") || resident_file_bytes().is_some_and(|bytes| bytes > 0));
+    }
+
+    /// Nobody waits for pages that no watch can release.
+    #[test]
+    fn the_pages_of_others_are_allowed() {
+        for limit in [LIMIT, MOST] {
+            assert_eq!(allowed(limit, u64::MAX), limit);
+            assert_eq!(allowed(limit, limit / 4), limit);
+            assert!(allowed(limit, 4 * limit) > 4 * limit);
+        }
     }
 }

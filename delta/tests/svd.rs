@@ -8,7 +8,7 @@ use std::sync::Arc;
 use safetensors::SafeTensors;
 use sparse_delta::{
     CancelToken, DeltaError, Kept, Precision, Profile, Status, SvdCompress, SvdDeltaManifest,
-    SvdOutcome, SvdRank, SvdReconstruct, SvdReconstructOutcome,
+    SvdOutcome, SvdRank, SvdReconstruct, SvdReconstructOutcome, SvdTensor,
 };
 
 fn example(name: &str) -> String {
@@ -100,7 +100,7 @@ fn errors_are_those_of_the_rebuilt_model() {
         values(example("sft").as_ref()),
         values(&rebuilt),
     );
-    let (mut left, mut energy) = (0.0, 0.0);
+    let (mut left, mut energy, mut noise) = (0.0, 0.0, 0.0);
     for (((name, base), (_, tuned)), (_, again)) in base.iter().zip(&tuned).zip(&again) {
         let tensor = manifest.tensors.iter().find(|t| t.tensor == *name).unwrap();
         if tensor.kept != Kept::LowRank {
@@ -110,14 +110,15 @@ fn errors_are_those_of_the_rebuilt_model() {
         let error: f64 = tuned.iter().zip(again).map(|(a, b)| (a - b).powi(2)).sum();
         let whole: f64 = tuned.iter().zip(base).map(|(a, b)| (a - b).powi(2)).sum();
         // The rebuilt model is rounded to its dtype, which adds at most the noise of one rounding or so.
-        let noise = tensor.noise_share * whole;
+        let rounding = tensor.noise_share * whole;
         let said = tensor.quality[0].relative_error.powi(2) * whole;
         assert!(
-            error < said + noise + 1e-12 && error > said - noise,
-            "{name}: {error} {said} {noise}"
+            error < said + rounding + 1e-12 && error > said - rounding,
+            "{name}: {error} {said} {rounding}"
         );
         left += said;
         energy += whole;
+        noise += rounding;
     }
     let total = manifest.quality[0];
     assert!((total.relative_error - (left / energy).sqrt()).abs() < 1e-6);
@@ -131,6 +132,26 @@ fn errors_are_those_of_the_rebuilt_model() {
         .fold(0.0, f64::max);
     assert_eq!(manifest.max_reconstruction_error, largest);
     assert!(manifest.avg_reconstruction_error < largest);
+    // The totals are those of the approximated tensors: the share by energy, the largest, the mean.
+    let tensors: Vec<&SvdTensor> = manifest
+        .tensors
+        .iter()
+        .filter(|t| t.kept == Kept::LowRank)
+        .collect();
+    assert!(tensors.len() > 1);
+    let largest = tensors.iter().map(|t| t.sigma_1).fold(0.0, f64::max);
+    assert!(largest > 0.0);
+    assert_eq!(manifest.sigma_1, largest);
+    let ranks: f64 = tensors.iter().map(|t| t.effective_rank).sum();
+    let mean = ranks / tensors.len() as f64;
+    assert!((manifest.effective_rank - mean).abs() < 1e-9 * mean);
+    let share = noise / energy;
+    assert!(share > 0.0);
+    assert!(
+        (manifest.noise_share - share).abs() < 1e-4 * share,
+        "{} {share}",
+        manifest.noise_share
+    );
 }
 
 /// The first bytes of one artifact are every smaller rank, as good as an artifact of that rank.
@@ -360,6 +381,8 @@ fn what_makes_no_sense_is_refused() {
     for wanted in [
         sft(&work, "x").rank(SvdRank::Fixed(vec![])),
         sft(&work, "x").rank(SvdRank::Fixed(vec![0])),
+        sft(&work, "x").rank(SvdRank::Fixed(vec![16, (1 << 20) + 1])),
+        sft(&work, "x").rank(SvdRank::Fixed((1..=1 << 20).collect())),
         sft(&work, "x").rank(SvdRank::Energy(1.5)),
         sft(&work, "x").rank(SvdRank::Energy(f64::NAN)),
         sft(&work, "x").rank(SvdRank::Bytes(0)),
@@ -378,6 +401,33 @@ fn what_makes_no_sense_is_refused() {
         work.rebuild(wrong).unwrap_err(),
         DeltaError::WrongBase { .. }
     ));
+}
+
+/// A manifest with a seal of its own, and ranks that are none or would fill the memory.
+#[test]
+fn hostile_ranks_are_refused() {
+    let work = Work::new();
+    let manifest = work.compress(sft(&work, "a")).unwrap().manifest;
+    let others = manifest.payloads.iter().map(|p| p.size).sum();
+    let hostile: [Vec<u64>; 4] = [
+        vec![],
+        vec![16, 16],
+        vec![16, u64::MAX],
+        (0..1 << 19).collect(),
+    ];
+    for ranks in hostile {
+        let mut changed = manifest.clone();
+        changed.ranks = ranks;
+        let bytes = sparse_delta::support::seal::settle(&mut changed, others).unwrap();
+        std::fs::write(work.path("a/manifest.json"), bytes).unwrap();
+        let error = work
+            .rebuild(SvdReconstruct::new(example("base"), text(&work.path("a"))).dry_run(true))
+            .unwrap_err();
+        assert!(
+            matches!(error, DeltaError::Corrupt { .. }) && error.to_string().contains("the ranks"),
+            "{error}"
+        );
+    }
 }
 
 /// Whatever byte of an artifact is damaged: an error, or the same model.

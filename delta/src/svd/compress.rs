@@ -12,7 +12,9 @@ use sparse_svd::{Measured, Precision, Rank, Svd};
 
 use super::adapters::{self, Module, Profile, Wanted};
 use super::artifact::{self, SvdArtifact};
-use super::manifest::{AdapterEntry, Kept, SVD_FORMAT, SvdDeltaManifest, SvdFile, SvdTensor};
+use super::manifest::{
+    self, AdapterEntry, Kept, MAX_RANK, SVD_FORMAT, SvdDeltaManifest, SvdFile, SvdTensor,
+};
 use super::plan::{Plan, Wishes};
 use super::resume::Resume;
 use super::units::{Decomposed, Done, Units, quality_of};
@@ -300,6 +302,11 @@ impl SvdCompress {
                         "a rank is a number from 1 on: give, say, 16",
                     ));
                 }
+                if let Some(rank) = ranks.iter().find(|rank| **rank as u64 > MAX_RANK) {
+                    return Err(DeltaError::usage(format!(
+                        "no matrix has a rank of {rank}: give one of {MAX_RANK} at most"
+                    )));
+                }
                 if self.signs && ranks.len() > 1 {
                     return Err(DeltaError::usage(
                         "signs are of what one rank leaves: give one rank with them",
@@ -414,7 +421,9 @@ impl StagedSvd {
                 self.outcome.path = committed.path.display().to_string();
             }
             if let Some(resume) = self.resume.take() {
-                resume.done();
+                tokio::task::spawn_blocking(move || resume.done())
+                    .await
+                    .map_err(|error| DeltaError::internal(error.to_string()))?;
             }
         }
         self.outcome.metrics.elapsed = self.started.elapsed();
@@ -454,6 +463,15 @@ impl Job {
     fn run(self) -> Result<StagedSvd, DeltaError> {
         let pool = pipeline::pool(self.options.threads)?;
         let _residency = Residency::watch(vec![Arc::clone(&self.base), Arc::clone(&self.finetune)]);
+        if let SvdRank::Fixed(ranks) = &self.options.rank
+            && manifest::too_many(ranks.len(), self.finetune.tensors().count())
+        {
+            return Err(DeltaError::usage(format!(
+                "{} ranks of every tensor of {} are too many to tell of: give fewer",
+                ranks.len(),
+                self.finetune.id()
+            )));
+        }
         if let Some(Output::Local(path)) = &self.output {
             paths::refuse_inputs(
                 path,

@@ -14,7 +14,9 @@ use crate::{DeltaError, seal};
 /// The version of this artifact format that is written, and the latest that is read.
 pub(crate) const SVD_FORMAT: u32 = 1;
 /// No matrix of a model has a larger rank.
-const MAX_RANK: u64 = 1 << 20;
+pub(crate) const MAX_RANK: u64 = 1 << 20;
+/// No artifact has more rows: tensors, each at every rank.
+const MAX_ROWS: usize = 1 << 24;
 
 /// The manifest of a low-rank approximation. The first thirteen fields are those of the API reference.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -254,6 +256,11 @@ impl SvdTensor {
     }
 }
 
+/// Whether so many ranks are too many for so many tensors: what is told of an artifact has a row for each of both.
+pub(crate) fn too_many(ranks: usize, tensors: usize) -> bool {
+    ranks.saturating_mul(tensors) > MAX_ROWS
+}
+
 /// Matrices, rows and columns of a shape: two dimensions, or three for experts.
 pub(crate) fn matrices(shape: &[u64]) -> Option<[usize; 3]> {
     let sizes = match *shape {
@@ -367,10 +374,13 @@ impl SvdDeltaManifest {
             return Err("the sizes of the files do not add up".into());
         }
         if self.ranks.is_empty()
-            || !self.ranks.is_sorted()
+            || !self.ranks.is_sorted_by(|a, b| a < b)
             || self.ranks.iter().any(|rank| *rank > MAX_RANK)
         {
-            return Err("the ranks are none, or not in order".into());
+            return Err("the ranks are none, not in order or too large".into());
+        }
+        if too_many(self.ranks.len(), self.tensors.len()) {
+            return Err("the ranks are too many".into());
         }
         if Precision::parse(&self.precision).is_none() {
             return Err(format!("factors of precision {:?}", self.precision));

@@ -80,10 +80,10 @@ fn rebuild(
             Err(error) => Err(error),
         }
     };
-    let heads = match finding(headers(artifact, base).map(|_| String::new()))? {
-        Ok(_) => headers(artifact, base)?,
-        Err(problem) => {
-            checks.push(Check::new("headers", "file", Err(problem)));
+    let heads = match headers(artifact, base) {
+        Ok(heads) => heads,
+        Err(error) => {
+            checks.push(Check::new("headers", "file", finding(Err(error))?));
             return Ok(());
         }
     };
