@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::Session;
-use datafusion::common::{Result, internal_datafusion_err};
+use datafusion::common::{Result, exec_datafusion_err, internal_datafusion_err};
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
@@ -15,6 +15,7 @@ use futures::{StreamExt, TryStreamExt as _, stream};
 use sparse_dataset::{Batches, Dataset, DatasetError, Input, Rows};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::function::{Inputs, Request, required};
 use crate::spec::Spec;
@@ -76,7 +77,7 @@ impl Rows for QueryRows {
         let partitions = plan.properties().partitioning.partition_count();
         let context = Arc::clone(&self.context);
         let (sender, mut receiver) = mpsc::channel(AHEAD);
-        self.runtime.spawn(async move {
+        let work = async move {
             // One partition after another: rows keep the order they have in the plan.
             let mut batches = stream::iter(0..partitions)
                 .map(|partition| plan.execute(partition, Arc::clone(&context)))
@@ -84,23 +85,45 @@ impl Rows for QueryRows {
                 .boxed();
             while let Some(batch) = batches.next().await {
                 let failed = batch.is_err();
-                if sender.send(batch).await.is_err() || failed {
-                    break;
+                if sender.send(Some(batch)).await.is_err() || failed {
+                    return;
                 }
             }
-        });
+            // The end is said: work that was stopped, or that panicked, has not come to it.
+            let _ = sender.send(None).await;
+        };
+        // Dropped with the rows: what nobody reads on is not worked on.
+        let mut working = JoinSet::new();
+        working.spawn_on(work, &self.runtime);
         let what = self.what.clone();
         let total = Arc::clone(&self.bytes);
         total.store(0, Ordering::Relaxed);
+        let mut is_over = false;
         Ok(Box::new(std::iter::from_fn(move || {
-            let batch: Result<RecordBatch> = receiver.blocking_recv()?;
-            Some(match batch {
-                Ok(batch) => {
+            let _working = &working;
+            if is_over {
+                return None;
+            }
+            let next: Option<Option<Result<RecordBatch>>> = receiver.blocking_recv();
+            match next {
+                Some(Some(Ok(batch))) => {
                     total.fetch_add(size(&batch), Ordering::Relaxed);
-                    Ok(batch)
+                    Some(Ok(batch))
                 }
-                Err(error) => Err(failed(&what, &error)),
-            })
+                Some(Some(Err(error))) => {
+                    is_over = true;
+                    Some(Err(failed(&what, &error)))
+                }
+                Some(None) => {
+                    is_over = true;
+                    None
+                }
+                None => {
+                    is_over = true;
+                    let error = exec_datafusion_err!("the query stopped before its last row");
+                    Some(Err(failed(&what, &error)))
+                }
+            }
         })))
     }
 
