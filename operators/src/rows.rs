@@ -150,3 +150,79 @@ fn failed(what: &str, error: &DataFusionError) -> DatasetError {
         problem: crate::error::message(error),
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests {
+    use std::task::{Context, Poll};
+
+    use arrow::array::{ArrayRef, Int64Array};
+    use datafusion::execution::SendableRecordBatchStream;
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+    use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+
+    use super::*;
+
+    /// A batch; then the end, or a panic.
+    #[derive(Debug)]
+    struct Source {
+        schema: SchemaRef,
+        batch: RecordBatch,
+        stops: bool,
+    }
+
+    fn stop(_: &mut Context<'_>) -> Poll<Option<Result<RecordBatch>>> {
+        std::panic::resume_unwind(Box::new("stopped"))
+    }
+
+    impl PartitionStream for Source {
+        fn schema(&self) -> &SchemaRef {
+            &self.schema
+        }
+
+        fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+            let batch = stream::iter([Ok(self.batch.clone())]);
+            let rows = if self.stops {
+                batch.chain(stream::poll_fn(stop)).boxed()
+            } else {
+                batch.boxed()
+            };
+            Box::pin(RecordBatchStreamAdapter::new(
+                Arc::clone(&self.schema),
+                rows,
+            ))
+        }
+    }
+
+    #[tokio::test]
+    async fn rows_of_a_query_that_stopped_are_not_all_rows() {
+        for stops in [false, true] {
+            let column: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+            let batch = RecordBatch::try_from_iter([("x", column)]).unwrap();
+            let schema = batch.schema();
+            let source = Source {
+                schema: Arc::clone(&schema),
+                batch,
+                stops,
+            };
+            let plan =
+                StreamingTableExec::try_new(schema, vec![Arc::new(source)], None, [], false, None)
+                    .unwrap();
+            let rows = QueryRows {
+                what: "rows".to_owned(),
+                plan: Arc::new(plan),
+                context: Arc::default(),
+                runtime: Handle::current(),
+                bytes: Arc::default(),
+            };
+            let found: Vec<bool> = tokio::task::spawn_blocking(move || {
+                let batches = rows.read().unwrap();
+                batches.map(|batch| batch.is_ok()).collect()
+            })
+            .await
+            .unwrap();
+            let expected: &[bool] = if stops { &[true, false] } else { &[true] };
+            assert_eq!(found, expected);
+        }
+    }
+}
