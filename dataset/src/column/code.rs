@@ -330,6 +330,11 @@ pub(crate) fn decode(
     if plan.method == Method::Mixed && !fits {
         return Err(DatasetError::damaged("a model is too large"));
     }
+    if plan.longest > plan.bytes {
+        return Err(DatasetError::damaged(
+            "a column has a cell longer than all of them",
+        ));
+    }
     let job = Job {
         plan,
         ty,
