@@ -669,7 +669,7 @@ fn with_plan(stored: &mut Stored, change: impl Fn(&str) -> String) {
     let plan = zstd::bulk::decompress(&stored.payload[start..start + size], raw).unwrap();
     // No schema before it: it is the base's.
     let (head, json) = plan.split_at(8);
-    assert_eq!(head, [0; 8]);
+    assert_eq!(head, [0_u8; 8]);
     let changed = change(std::str::from_utf8(json).unwrap());
     assert_ne!(changed.as_bytes(), json);
     let plan = [head, changed.as_bytes()].concat();
