@@ -53,23 +53,28 @@ pub(crate) fn cast_to(array: &ArrayRef, ty: &DataType) -> Result<ArrayRef, Datas
 }
 
 /// Whether values of a plain type are cast to another to be compared. Of dates and times only time stamps are: Arrow's casts of
-/// the others overflow. Nor is anything cast to lists of a fixed size: Arrow does not bear nulls there.
+/// the others overflow. Nor is anything cast to lists of a fixed size, where Arrow does not bear nulls, or to wide binaries of a
+/// fixed size, for which it takes room before there is a value.
 pub(crate) fn has_cast(from: &DataType, to: &DataType) -> bool {
     let is_odd = |ty: &DataType| ty.is_temporal() && !matches!(ty, DataType::Timestamp(_, _));
     let both = from.is_temporal() && to.is_temporal();
     from == to
         || (can_cast_types(from, to)
             && !(both && (is_odd(from) || is_odd(to)))
-            && !holds_fixed_list(to))
+            && !holds_fixed_size(to))
 }
 
-fn holds_fixed_list(ty: &DataType) -> bool {
+/// Bytes of the widest binary of a fixed size that is cast to.
+const WIDEST: i32 = 4096;
+
+fn holds_fixed_size(ty: &DataType) -> bool {
     match ty {
         DataType::FixedSizeList(_, _) => true,
+        DataType::FixedSizeBinary(width) => *width > WIDEST,
         DataType::List(field) | DataType::LargeList(field) | DataType::Map(field, _) => {
-            holds_fixed_list(field.data_type())
+            holds_fixed_size(field.data_type())
         }
-        DataType::Struct(fields) => fields.iter().any(|f| holds_fixed_list(f.data_type())),
+        DataType::Struct(fields) => fields.iter().any(|f| holds_fixed_size(f.data_type())),
         _ => false,
     }
 }

@@ -10,6 +10,7 @@ use arrow::buffer::{Buffer, NullBuffer};
 use arrow::datatypes::DataType;
 
 use crate::DatasetError;
+use crate::gate::Gate;
 
 /// A column to read cells from.
 pub(crate) struct Cells {
@@ -334,11 +335,24 @@ pub(crate) fn write_leb(out: &mut Vec<u8>, mut value: u64) {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reader<'a> {
     rest: &'a [u8],
+    /// What large nulls that are made of the cells must have room in.
+    gate: Option<&'a Gate>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Self { rest: bytes }
+        Self {
+            rest: bytes,
+            gate: None,
+        }
+    }
+
+    /// Of cells that may come from anywhere.
+    pub(crate) fn within(bytes: &'a [u8], gate: &'a Gate) -> Self {
+        Self {
+            rest: bytes,
+            gate: Some(gate),
+        }
     }
 
     pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], DatasetError> {
@@ -415,10 +429,15 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Nulls of so many bytes are not counted: they come to little more than their cells.
+const SMALL: u64 = 16;
+
 /// Makes a column from cells.
 pub(crate) struct Builder {
     ty: DataType,
     len: usize,
+    /// Bytes that a null takes: one of a fixed size as many as a value.
+    of_null: u64,
     valid: Vec<bool>,
     any_null: bool,
     kind: Building,
@@ -488,9 +507,21 @@ impl Builder {
                 _ => return Err(DatasetError::unsupported(ty)),
             },
         };
+        let of_null = match &kind {
+            Building::Null | Building::Bool(_) => 1,
+            Building::Fixed { width, .. } => 1 + *width as u64,
+            Building::Bytes { .. } | Building::List { .. } => 9,
+            Building::FixedList { size, child } => {
+                (*size as u64).saturating_mul(child.of_null).max(1)
+            }
+            Building::Struct(children) => children
+                .iter()
+                .fold(1_u64, |sum, child| sum.saturating_add(child.of_null)),
+        };
         Ok(Self {
             ty: ty.clone(),
             len: 0,
+            of_null,
             valid: Vec::new(),
             any_null: false,
             kind,
@@ -504,6 +535,9 @@ impl Builder {
     /// Reads one cell.
     pub(crate) fn push(&mut self, cell: &mut Reader<'_>) -> Result<(), DatasetError> {
         if cell.byte()? == 0 {
+            if let Some(gate) = cell.gate.filter(|_| self.of_null > SMALL) {
+                gate.keep(self.of_null)?;
+            }
             self.push_null();
             return Ok(());
         }

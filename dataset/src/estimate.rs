@@ -275,7 +275,7 @@ impl Job {
         let (whole, some) = (weigh(&all)?, weigh(&items)?);
         let plans: Vec<Plan> = whole.iter().map(|(plan, _)| plan.clone()).collect();
         let budget = Budget::new(limits(self.effort), &plans);
-        let gate = Gate::new(self.memory / 4);
+        let gate = Gate::new(self.memory);
         let priced: Vec<(Priced, f64)> = split.with_others(&items, |others| {
             whole
                 .par_iter()

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, Float64Array, RecordBatch, RecordBatchOptions};
+use arrow::array::{Array, ArrayRef, Float64Array, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::compute::{can_cast_types, cast};
 use arrow::datatypes::{
     DataType, Field, FieldRef, Fields, IntervalUnit, Schema, SchemaRef, TimeUnit,
@@ -660,6 +660,46 @@ fn damage(stored: &mut Stored, random: &mut Random) {
             stored.plan.raw = plan.len() as u64;
         }
     }
+}
+
+/// Changes the plan, as text, and packs it again.
+fn with_plan(stored: &mut Stored, change: impl Fn(&str) -> String) {
+    let (start, size) = (stored.plan.offset as usize, stored.plan.size as usize);
+    let raw = stored.plan.raw as usize;
+    let plan = zstd::bulk::decompress(&stored.payload[start..start + size], raw).unwrap();
+    // No schema before it: it is the base's.
+    let (head, json) = plan.split_at(8);
+    assert_eq!(head, [0_u8; 8]);
+    let changed = change(std::str::from_utf8(json).unwrap());
+    assert_ne!(changed.as_bytes(), json);
+    let plan = [head, changed.as_bytes()].concat();
+    let packed = zstd::bulk::compress(&plan, 1).unwrap();
+    stored
+        .payload
+        .splice(start..start + size, packed.iter().copied());
+    stored.plan.size = packed.len() as u64;
+    stored.plan.raw = plan.len() as u64;
+}
+
+#[test]
+fn a_cell_is_no_longer_than_the_column() {
+    let random = &mut Random(1);
+    let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, true)]));
+    let table = |texts: &[&str]| {
+        let column: ArrayRef = Arc::new(StringArray::from(texts.to_vec()));
+        RecordBatch::try_new(Arc::clone(&schema), vec![column]).unwrap()
+    };
+    let rows = |batch: RecordBatch| Arc::new(Memory(Arc::clone(&schema), vec![batch]));
+    let base = Dataset::of_rows("base", rows(table(&["one", "two"])));
+    let derivative: Arc<dyn Rows> = rows(table(&["one", "something else", "two"]));
+    let mut stored = encode(1, &base, &derivative, random);
+    assert!(decode(&base, &stored).is_ok());
+    // The cell is a byte, a length of one byte, and 14 bytes.
+    with_plan(&mut stored, |plan| {
+        plan.replace("\"longest\":16", "\"longest\":16000000000")
+    });
+    let problem = decode(&base, &stored).map(|_| ()).unwrap_err();
+    assert!(problem.to_string().contains("longer"), "{problem}");
 }
 
 #[test]

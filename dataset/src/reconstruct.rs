@@ -136,7 +136,12 @@ impl Reconstruct {
             None => None,
         };
         let folder = support::artifact_dir(&self.delta, &self.open).await?;
-        let manifest = DatasetManifest::read(&folder)?;
+        let manifest = {
+            let folder = folder.clone();
+            tokio::task::spawn_blocking(move || DatasetManifest::read(&folder))
+                .await
+                .map_err(|error| DatasetError::internal(error.to_string()))??
+        };
         let base = match self.base.take() {
             Some(given) => given.open(&self.open).await?,
             None => Input::Reference(manifest.base_dataset_id.clone())
@@ -441,7 +446,7 @@ fn refused(path: &Path, why: &str) -> DatasetError {
     .into()
 }
 
-/// Whether the rows at a place are those of the manifest, in its files.
+/// Whether the rows at a place are those of the manifest, in its files; and the bytes, where these come back too.
 fn is_there(target: &Path, manifest: &DatasetManifest) -> bool {
     manifest.splits.iter().all(|split| {
         let mut hash: Option<LogicalHash> = None;
@@ -454,6 +459,11 @@ fn is_there(target: &Path, manifest: &DatasetManifest) -> bool {
                     Err(_) => return false,
                 }
             };
+            if let Restores::Bytes(expected) = &split.restores
+                && !output::hash_of(&file).is_ok_and(|found| found == *expected)
+            {
+                return false;
+            }
             let Ok((schema, batches)) = crate::input::open_file(&file, split.format) else {
                 return false;
             };
@@ -474,7 +484,7 @@ fn is_there(target: &Path, manifest: &DatasetManifest) -> bool {
     })
 }
 
-/// Whether a folder holds no file but those of the dataset.
+/// Whether a folder holds no file but those of the dataset. What cannot be listed, and a link to a folder, may be anything.
 fn only_holds(target: &Path, manifest: &DatasetManifest) -> bool {
     let known: std::collections::HashSet<&str> = manifest
         .splits
@@ -487,12 +497,15 @@ fn only_holds(target: &Path, manifest: &DatasetManifest) -> bool {
         let Ok(entries) = std::fs::read_dir(&folder) else {
             return false;
         };
-        for entry in entries.flatten() {
-            let Ok(name) = entry.file_name().into_string() else {
+        for entry in entries {
+            let Ok(entry) = entry else {
+                return false;
+            };
+            let (Ok(name), Ok(kind)) = (entry.file_name().into_string(), entry.file_type()) else {
                 return false;
             };
             let relative = format!("{prefix}{name}");
-            if entry.path().is_dir() {
+            if kind.is_dir() {
                 folders.push((entry.path(), relative + "/"));
             } else if !known.contains(relative.as_str()) {
                 return false;

@@ -228,7 +228,7 @@ pub(crate) fn encode(
                 budget.bytes
             )));
         }
-        let gate = Gate::new(memory / 4);
+        let gate = Gate::new(memory);
         measured
             .into_par_iter()
             .zip(&targets)
@@ -545,7 +545,7 @@ pub(crate) fn decode(
             "the delta stores {stored} bytes of values, too many for {memory} bytes of memory; allow more (`memory`)"
         )));
     }
-    let gate = Gate::new(memory / 4);
+    let gate = Gate::new(memory);
     let count = schema.fields().len();
     if plan.columns.len() != count || plan.pairs.len() != count || streams.len() != count + 1 {
         return Err(damaged("the columns do not add up"));

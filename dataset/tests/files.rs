@@ -177,6 +177,48 @@ async fn every_format_comes_back() -> Result<(), DatasetError> {
 }
 
 #[tokio::test]
+async fn the_same_rows_in_other_bytes_are_not_the_file() -> Result<(), DatasetError> {
+    let place = Place::new();
+    let file = File::create(place.path("ft.csv")).unwrap();
+    arrow::csv::Writer::new(file).write(&rows(50, 7, 3, false))?;
+    let made = place.compress("ft.csv").run().await?;
+    assert!(matches!(
+        made.manifest.splits[0].restores,
+        Restores::Bytes(_)
+    ));
+    let sound = std::fs::read_to_string(place.path("ft.csv")).unwrap();
+    let quoted = sound.replacen("id,", "\"id\",", 1);
+    assert_ne!(quoted, sound);
+    std::fs::write(place.path("again.csv"), &quoted).unwrap();
+    assert!(place.reconstruct("again.csv").run().await.is_err());
+    let again = place.reconstruct("again.csv").overwrite(true).run().await?;
+    assert_eq!(again.status, Status::Created);
+    let found = std::fs::read_to_string(place.path("again.csv")).unwrap();
+    assert_eq!(found, sound);
+    let again = place.reconstruct("again.csv").run().await?;
+    assert_eq!(again.status, Status::Exists);
+    Ok(())
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_folder_with_a_link_to_another_is_not_replaced() -> Result<(), DatasetError> {
+    let place = Place::new();
+    std::fs::create_dir(place.path("folder")).unwrap();
+    parquet(&place.path("folder/train.parquet"), &rows(90, 3, 0, true));
+    place.compress("folder").run().await?;
+    let again = || place.reconstruct("again").overwrite(true);
+    std::fs::create_dir_all(place.path("again")).unwrap();
+    parquet(&place.path("again/train.parquet"), &rows(5, 0, 0, true));
+    std::os::unix::fs::symlink(place.path("folder"), place.path("again/mine")).unwrap();
+    assert!(again().run().await.is_err());
+    assert!(place.path("again/mine").exists());
+    std::fs::remove_file(place.path("again/mine")).unwrap();
+    assert_eq!(again().run().await?.status, Status::Created);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_wrong_base_is_refused() -> Result<(), DatasetError> {
     let place = Place::new();
     place.compress("ft.parquet").run().await?;

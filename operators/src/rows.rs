@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::Session;
-use datafusion::common::{Result, internal_datafusion_err};
+use datafusion::common::{Result, exec_datafusion_err, internal_datafusion_err};
 use datafusion::error::DataFusionError;
 use datafusion::execution::{SessionState, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
@@ -15,6 +15,7 @@ use futures::{StreamExt, TryStreamExt as _, stream};
 use sparse_dataset::{Batches, Dataset, DatasetError, Input, Rows};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use crate::function::{Inputs, Request, required};
 use crate::spec::Spec;
@@ -76,7 +77,7 @@ impl Rows for QueryRows {
         let partitions = plan.properties().partitioning.partition_count();
         let context = Arc::clone(&self.context);
         let (sender, mut receiver) = mpsc::channel(AHEAD);
-        self.runtime.spawn(async move {
+        let work = async move {
             // One partition after another: rows keep the order they have in the plan.
             let mut batches = stream::iter(0..partitions)
                 .map(|partition| plan.execute(partition, Arc::clone(&context)))
@@ -84,23 +85,45 @@ impl Rows for QueryRows {
                 .boxed();
             while let Some(batch) = batches.next().await {
                 let failed = batch.is_err();
-                if sender.send(batch).await.is_err() || failed {
-                    break;
+                if sender.send(Some(batch)).await.is_err() || failed {
+                    return;
                 }
             }
-        });
+            // The end is said: work that was stopped, or that panicked, has not come to it.
+            let _ = sender.send(None).await;
+        };
+        // Dropped with the rows: what nobody reads on is not worked on.
+        let mut working = JoinSet::new();
+        working.spawn_on(work, &self.runtime);
         let what = self.what.clone();
         let total = Arc::clone(&self.bytes);
         total.store(0, Ordering::Relaxed);
+        let mut is_over = false;
         Ok(Box::new(std::iter::from_fn(move || {
-            let batch: Result<RecordBatch> = receiver.blocking_recv()?;
-            Some(match batch {
-                Ok(batch) => {
+            let _working = &working;
+            if is_over {
+                return None;
+            }
+            let next: Option<Option<Result<RecordBatch>>> = receiver.blocking_recv();
+            match next {
+                Some(Some(Ok(batch))) => {
                     total.fetch_add(size(&batch), Ordering::Relaxed);
-                    Ok(batch)
+                    Some(Ok(batch))
                 }
-                Err(error) => Err(failed(&what, &error)),
-            })
+                Some(Some(Err(error))) => {
+                    is_over = true;
+                    Some(Err(failed(&what, &error)))
+                }
+                Some(None) => {
+                    is_over = true;
+                    None
+                }
+                None => {
+                    is_over = true;
+                    let error = exec_datafusion_err!("the query stopped before its last row");
+                    Some(Err(failed(&what, &error)))
+                }
+            }
         })))
     }
 
@@ -125,5 +148,81 @@ fn failed(what: &str, error: &DataFusionError) -> DatasetError {
     DatasetError::Data {
         what: what.to_owned(),
         problem: crate::error::message(error),
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests {
+    use std::task::{Context, Poll};
+
+    use arrow::array::{ArrayRef, Int64Array};
+    use datafusion::execution::SendableRecordBatchStream;
+    use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+    use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+
+    use super::*;
+
+    /// A batch; then the end, or a panic.
+    #[derive(Debug)]
+    struct Source {
+        schema: SchemaRef,
+        batch: RecordBatch,
+        stops: bool,
+    }
+
+    fn stop(_: &mut Context<'_>) -> Poll<Option<Result<RecordBatch>>> {
+        std::panic::resume_unwind(Box::new("stopped"))
+    }
+
+    impl PartitionStream for Source {
+        fn schema(&self) -> &SchemaRef {
+            &self.schema
+        }
+
+        fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+            let batch = stream::iter([Ok(self.batch.clone())]);
+            let rows = if self.stops {
+                batch.chain(stream::poll_fn(stop)).boxed()
+            } else {
+                batch.boxed()
+            };
+            Box::pin(RecordBatchStreamAdapter::new(
+                Arc::clone(&self.schema),
+                rows,
+            ))
+        }
+    }
+
+    #[tokio::test]
+    async fn rows_of_a_query_that_stopped_are_not_all_rows() {
+        for stops in [false, true] {
+            let column: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
+            let batch = RecordBatch::try_from_iter([("x", column)]).unwrap();
+            let schema = batch.schema();
+            let source = Source {
+                schema: Arc::clone(&schema),
+                batch,
+                stops,
+            };
+            let plan =
+                StreamingTableExec::try_new(schema, vec![Arc::new(source)], None, [], false, None)
+                    .unwrap();
+            let rows = QueryRows {
+                what: "rows".to_owned(),
+                plan: Arc::new(plan),
+                context: Arc::default(),
+                runtime: Handle::current(),
+                bytes: Arc::default(),
+            };
+            let found: Vec<bool> = tokio::task::spawn_blocking(move || {
+                let batches = rows.read().unwrap();
+                batches.map(|batch| batch.is_ok()).collect()
+            })
+            .await
+            .unwrap();
+            let expected: &[bool] = if stops { &[true, false] } else { &[true] };
+            assert_eq!(found, expected);
+        }
     }
 }

@@ -165,6 +165,11 @@ impl CellModel {
                 let Shape::Fixed(width) = self.shape else {
                     return Ok(());
                 };
+                if width > room.longest.saturating_sub(out.len()) {
+                    return Err(DatasetError::damaged(
+                        "a value is longer than its column says",
+                    ));
+                }
                 let value = if C::ENCODES { cell.take(width)? } else { &[] };
                 let base = base.map(|base| base.take(width)).transpose()?;
                 fixed.code(coder, value, base, out);
@@ -231,6 +236,9 @@ impl CellModel {
                 let mut base = base;
                 for _ in 0..*size {
                     child.code(coder, cell, base.as_deref_mut(), out, room)?;
+                    if out.len() > room.longest {
+                        return Err(DatasetError::damaged("a list never ends"));
+                    }
                 }
             }
         }

@@ -10,6 +10,7 @@ const EXPERTS: usize = 3;
 pub(crate) struct Fixed {
     mix: Mix,
     width: usize,
+    /// This one, and the next two, of no bytes until there is a value: the width is a file's word.
     last: Vec<u8>,
     before: Vec<u8>,
     /// What the last two differ by, applied again.
@@ -23,9 +24,9 @@ impl Fixed {
         Self {
             mix: Mix::new(CONTEXTS, EXPERTS, log_lines),
             width,
-            last: vec![0; width],
-            before: vec![0; width],
-            onward: vec![0; width],
+            last: Vec::new(),
+            before: Vec::new(),
+            onward: Vec::new(),
             records: [0; EXPERTS],
         }
     }
@@ -39,6 +40,9 @@ impl Fixed {
         out: &mut Vec<u8>,
     ) {
         let start = out.len();
+        for known in [&mut self.last, &mut self.before, &mut self.onward] {
+            known.resize(self.width, 0);
+        }
         let mut right = [base.is_some(), true, true];
         let mut prefix = 0xcbf2_9ce4_8422_2325_u64;
         let whole = fold(&self.last);

@@ -68,8 +68,11 @@ impl Ranked {
 }
 
 /// Where decoded cells go.
-struct Sink {
+struct Sink<'a> {
     ty: DataType,
+    gate: &'a Gate,
+    /// Bytes of cells that room was not taken for yet.
+    unpaid: u64,
     /// Bytes of cells that may still come.
     left: u64,
     builder: Builder,
@@ -77,9 +80,15 @@ struct Sink {
     has: Ranked,
 }
 
-impl Sink {
+impl Sink<'_> {
     fn push(&mut self, cell: &[u8]) -> Result<(), DatasetError> {
-        self.builder.push(&mut Reader::new(cell))?;
+        /// Columns are decoded at the same time: they do not meet for less.
+        const TOGETHER: u64 = 1 << 16;
+        self.unpaid += cell.len() as u64;
+        if self.unpaid >= TOGETHER {
+            self.gate.keep(std::mem::take(&mut self.unpaid))?;
+        }
+        self.builder.push(&mut Reader::within(cell, self.gate))?;
         if self.builder.len() == BATCH {
             let full = std::mem::replace(&mut self.builder, Builder::new(&self.ty)?);
             self.arrays.push(full.finish()?);
@@ -330,6 +339,11 @@ pub(crate) fn decode(
     if plan.method == Method::Mixed && !fits {
         return Err(DatasetError::damaged("a model is too large"));
     }
+    if plan.longest > plan.bytes {
+        return Err(DatasetError::damaged(
+            "a column has a cell longer than all of them",
+        ));
+    }
     let job = Job {
         plan,
         ty,
@@ -339,6 +353,8 @@ pub(crate) fn decode(
     };
     let sink = Sink {
         ty: ty.clone(),
+        gate,
+        unpaid: 0,
         left: plan.bytes,
         builder: Builder::new(ty)?,
         arrays: Vec::new(),
@@ -526,12 +542,12 @@ fn walk<C: Coder>(
 }
 
 /// The decoder's walk.
-fn rebuild<C: Coder>(
+fn rebuild<'a, C: Coder>(
     job: &Job<'_>,
     coder: &mut C,
-    mut sink: Sink,
+    mut sink: Sink<'a>,
     mut next: impl FnMut(&mut C, Option<&[u8]>, &mut Vec<u8>) -> Result<(), DatasetError>,
-) -> Result<Sink, DatasetError> {
+) -> Result<Sink<'a>, DatasetError> {
     let mut predictor = Predictor::new(job);
     let mut cell = Vec::new();
     let from_base = job.plan.source == Source::Base;
