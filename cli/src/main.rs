@@ -55,7 +55,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))?;
     let code = runtime.block_on(commands::run(cli));
     // Work that was told to stop may still be between two blocks; nothing of it is visible, so nobody waits for it long.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    let patience = std::time::Duration::from_secs(5);
+    sparse_pipelines::shutdown(patience);
+    runtime.shutdown_timeout(patience);
     let code = code?;
     std::io::stdout().flush()?;
     Ok(code)

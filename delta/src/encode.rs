@@ -20,6 +20,7 @@ use crate::manifest::{Blob, Lossy};
 use crate::payload::PayloadWriter;
 use crate::pipeline::{self, Sink, Stage};
 use crate::progress::{Stop, Ticker};
+use crate::residency;
 use crate::tensor::{Form, base_ref};
 use crate::{DeltaError, Progress, blobs};
 
@@ -477,6 +478,7 @@ fn same_tensor(a: TensorHandle<'_>, b: TensorHandle<'_>) -> bool {
             .enumerate()
             .all(|(chunk, (x, y))| {
                 let same = x == y;
+                residency::relieve();
                 if same {
                     let range = chunk * COMPARE..chunk * COMPARE + x.len();
                     release_part(a, range.clone());

@@ -48,3 +48,4 @@ pub use script::{Script, Stage};
 pub use spec::{Pipeline, SpecError};
 pub use split::{Input, input_state};
 pub use state::State;
+pub use workers::shutdown;

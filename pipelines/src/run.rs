@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::error::DataFusionError;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::Statement;
 use futures::StreamExt;
+use tokio::sync::mpsc;
 
+use crate::workers;
 use crate::{PipelineError, RunReport, Script, Stage, StageError, StageReport, StageStatus};
 
 /// How soon a wish to stop is noticed. Polling, because the wish is shared with threads that know no async.
@@ -135,20 +137,33 @@ impl<'a> Runner<'a> {
         Ok(RunReport::new(reports))
     }
 
+    /// The statement runs on threads of its own: it may compute for long between two batches, and the wish to stop is to be
+    /// noticed meanwhile.
     async fn stage<S: Sink + ?Sized>(
         &self,
         stage: &Stage,
         sink: &mut S,
         rows: &mut u64,
     ) -> Result<(), Ended> {
-        let mut stream = self.start(stage).await?;
-        sink.begin(stage, &stream.schema()).map_err(Ended::Output)?;
-        while let Some(batch) = stream.next().await {
-            let batch = batch?;
-            *rows += batch.num_rows() as u64;
-            sink.batch(stage, &batch).map_err(Ended::Output)?;
+        let (sender, mut receiver) = mpsc::channel(1);
+        let task = workers::spawn(statement(
+            self.context.clone(),
+            stage.statement.clone(),
+            sender,
+        ));
+        while let Some(output) = receiver.recv().await {
+            match output {
+                Output::Schema(schema) => sink.begin(stage, &schema).map_err(Ended::Output)?,
+                Output::Rows(batch) => {
+                    *rows += batch.num_rows() as u64;
+                    sink.batch(stage, &batch).map_err(Ended::Output)?;
+                }
+            }
         }
-        Ok(())
+        match task.join().await {
+            Ok(ended) => Ok(ended?),
+            Err(error) => Err(DataFusionError::ExecutionJoin(Box::new(error)).into()),
+        }
     }
 
     async fn stopped(&self) {
@@ -156,17 +171,34 @@ impl<'a> Runner<'a> {
             tokio::time::sleep(POLL).await;
         }
     }
+}
 
-    /// Plans the statement against the session as the stages before left it.
-    async fn start(&self, stage: &Stage) -> Result<SendableRecordBatchStream, DataFusionError> {
-        let plan = self
-            .context
-            .state()
-            .statement_to_plan(stage.statement.clone())
-            .await?;
-        let frame = self.context.execute_logical_plan(plan).await?;
-        frame.execute_stream().await
+/// What a statement returns, in order.
+enum Output {
+    Schema(SchemaRef),
+    Rows(RecordBatch),
+}
+
+/// Plans a statement against the session as those before left it, and runs it until it ends or nobody takes its rows.
+async fn statement(
+    context: SessionContext,
+    statement: Statement,
+    to: mpsc::Sender<Output>,
+) -> Result<(), DataFusionError> {
+    let plan = context.state().statement_to_plan(statement).await?;
+    let mut stream = context
+        .execute_logical_plan(plan)
+        .await?
+        .execute_stream()
+        .await?;
+    let mut next = Output::Schema(stream.schema());
+    while to.send(next).await.is_ok() {
+        match stream.next().await {
+            Some(batch) => next = Output::Rows(batch?),
+            None => break,
+        }
     }
+    Ok(())
 }
 
 fn report(
