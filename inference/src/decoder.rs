@@ -231,6 +231,7 @@ fn mask(run: Range<usize>, first: usize, window: Option<usize>) -> Result<Tensor
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 mod tests {
     use super::*;
 
