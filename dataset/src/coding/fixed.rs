@@ -8,7 +8,7 @@ const EXPERTS: usize = 3;
 
 /// A model of the values of one column.
 pub(crate) struct Fixed {
-    mix: Mix,
+    mix: Mix<CONTEXTS, EXPERTS>,
     width: usize,
     /// This one, and the next two, of no bytes until there is a value: the width is a file's word.
     last: Vec<u8>,
@@ -22,7 +22,7 @@ pub(crate) struct Fixed {
 impl Fixed {
     pub(crate) fn new(width: usize, log_lines: u32) -> Self {
         Self {
-            mix: Mix::new(CONTEXTS, EXPERTS, log_lines),
+            mix: Mix::new(log_lines),
             width,
             last: Vec::new(),
             before: Vec::new(),

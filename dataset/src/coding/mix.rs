@@ -28,17 +28,17 @@ fn squash(x: i32) -> u32 {
 }
 
 /// The inverse of [`squash`] for probabilities in 1/4096.
-struct Stretch(Vec<i16>);
+struct Stretch([i16; 4096]);
 
 impl Stretch {
     fn new() -> Self {
-        let mut table = Vec::with_capacity(4096);
+        let mut table = [0; 4096];
         let mut x = -FAR;
-        for p in 0..4096_u32 {
+        for (p, value) in (0_u32..).zip(&mut table) {
             while x < FAR - 1 && squash(x) < p * 16 + 8 {
                 x += 1;
             }
-            table.push(i16::try_from(x.clamp(-2047, 2047)).unwrap_or(0));
+            *value = i16::try_from(x.clamp(-2047, 2047)).unwrap_or(0);
         }
         Self(table)
     }
@@ -128,6 +128,11 @@ impl States {
 /// The states of one context for the 15 nodes of half a byte, after a check of which context it is.
 type Line = [u8; 16];
 
+/// The two lines where a context may be, side by side in one line of the CPU's cache.
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+struct Lines([Line; 2]);
+
 /// A byte that something outside the contexts expects, and how far that is to be trusted (any small number: the trust is
 /// learned for each).
 #[derive(Clone, Copy, Debug)]
@@ -142,26 +147,27 @@ pub(crate) const TRUSTS: usize = 64;
 /// Weights are in 1/65536.
 const HALF_WEIGHT: i32 = 1 << 14;
 
-/// Codes bytes from `contexts` hashed contexts and `experts` expected bytes.
-pub(crate) struct Mix {
-    contexts: usize,
-    experts: usize,
+/// What is mixed: the contexts, two for each expert, and two more; a whole number of registers, of which the rest stays zero.
+const INPUTS: usize = 16;
+type Inputs = [i32; INPUTS];
+
+/// Codes bytes from `K` hashed contexts and `E` expected bytes. Both are known to the compiler: the loops over them are most of
+/// the time there is.
+pub(crate) struct Mix<const K: usize, const E: usize> {
     states: &'static States,
     stretch: &'static Stretch,
-    lines: Vec<Line>,
+    lines: Vec<Lines>,
     /// For each context and state, the probability learned.
-    by_state: Vec<Bit>,
+    by_state: Box<[[Bit; 256]; K]>,
     /// For each expert and trust, the probability that the expected bit comes.
-    by_trust: Vec<Bit>,
-    order0: Vec<Bit>,
-    weights: Vec<i32>,
-    weights2: Vec<i32>,
+    by_trust: Box<[[Bit; TRUSTS]; E]>,
+    order0: [Bit; 256],
+    weights: Vec<Inputs>,
+    weights2: Vec<Inputs>,
     /// Corrections of the final probability, by order 0 and by the first expert: what is added to `identity`, modulo 2^16.
     refine: [Vec<u16>; 2],
     /// The probabilities that are corrected.
     identity: Vec<u16>,
-    inputs: Vec<i32>,
-    at: Vec<usize>,
     #[cfg(target_arch = "x86_64")]
     avx2: bool,
 }
@@ -169,61 +175,64 @@ pub(crate) struct Mix {
 /// Sets of weights: 256 by the bits of the byte so far; 64 x 2 by what the first two experts say.
 const SETS2: usize = TRUSTS * 4;
 
-impl Mix {
-    pub(crate) fn new(contexts: usize, experts: usize, log_lines: u32) -> Self {
+impl<const K: usize, const E: usize> Mix<K, E> {
+    pub(crate) fn new(log_lines: u32) -> Self {
+        const { assert!(K + 2 * E + 2 <= INPUTS) };
         static STATES: LazyLock<States> = LazyLock::new(States::new);
         static STRETCH: LazyLock<Stretch> = LazyLock::new(Stretch::new);
         let states: &'static States = &STATES;
-        let starts: Vec<Bit> = (0..256)
-            .map(|s| Bit::starting_at(states.start.get(s).copied().unwrap_or(32768)))
-            .collect();
-        // A whole number of registers; the rest stays zero.
-        let inputs = (contexts + 2 * experts + 2).next_multiple_of(8);
+        let starts = std::array::from_fn(|s| {
+            Bit::starting_at(states.start.get(s).copied().unwrap_or(32768))
+        });
         let identity: Vec<u16> = (0..45_i32)
             .map(|k| u16::try_from(squash(k * 128 - FAR)).unwrap_or(65535))
             .collect();
         Self {
-            contexts,
-            experts,
             stretch: &STRETCH,
-            lines: vec![[0; 16]; 1 << log_lines.min(24)],
-            by_state: starts.repeat(contexts),
-            by_trust: vec![Bit::starting_at(49152); experts * TRUSTS],
-            order0: vec![Bit::default(); 256],
-            weights: vec![HALF_WEIGHT; inputs * 256],
-            weights2: vec![HALF_WEIGHT; inputs * SETS2],
+            lines: vec![Lines([[0; 16]; 2]); 1 << log_lines.clamp(1, 24).saturating_sub(1)],
+            by_state: Box::new([starts; K]),
+            by_trust: Box::new([[Bit::starting_at(49152); TRUSTS]; E]),
+            order0: [Bit::default(); 256],
+            weights: vec![[HALF_WEIGHT; INPUTS]; 256],
+            weights2: vec![[HALF_WEIGHT; INPUTS]; SETS2],
             // Zeros cost nothing until they are touched.
             refine: [vec![0; 45 * 256], vec![0; 45 * TRUSTS * 256]],
             identity,
-            inputs: vec![0; inputs],
-            at: vec![0; contexts],
             states,
             #[cfg(target_arch = "x86_64")]
             avx2: std::arch::is_x86_feature_detected!("avx2"),
         }
     }
 
-    /// Finds, or makes room for, the line of a context.
-    fn line(&mut self, hash: u64) -> usize {
-        let mask = self.lines.len() - 1;
-        let check = hash.to_le_bytes()[7].max(1);
+    /// Where a context's line is looked for first, and what it is told by. The memory there is asked for at once: the lines of
+    /// all contexts are far apart, and waiting for one after another takes most of the time there is.
+    #[inline(always)]
+    fn place(&self, hash: u64) -> (usize, u8) {
+        let mask = 2 * self.lines.len() - 1;
         let first = usize::try_from(hash & 0xffff_ffff).unwrap_or(0) & mask;
-        let second = first ^ 1;
-        if self.lines[first][0] == check {
+        prefetch(&self.lines[first >> 1]);
+        (first, hash.to_le_bytes()[7].max(1))
+    }
+
+    /// Finds, or makes room for, the line of a context.
+    #[inline(always)]
+    fn line(&mut self, first: usize, check: u8) -> usize {
+        let (pair, side) = (&mut self.lines[first >> 1].0, first & 1);
+        if pair[side][0] == check {
             return first;
         }
-        if self.lines[second][0] == check {
-            return second;
+        if pair[side ^ 1][0] == check {
+            return first ^ 1;
         }
         let weight = |line: &Line| self.states.weight[usize::from(line[1])];
-        let loser = if weight(&self.lines[first]) <= weight(&self.lines[second]) {
-            first
+        let loser = if weight(&pair[side]) <= weight(&pair[side ^ 1]) {
+            side
         } else {
-            second
+            side ^ 1
         };
-        self.lines[loser] = [0; 16];
-        self.lines[loser][0] = check;
-        loser
+        pair[loser] = [0; 16];
+        pair[loser][0] = check;
+        (first & !1) | loser
     }
 
     /// Codes one byte. `contexts` are hashes; `experts` may be absent.
@@ -231,13 +240,9 @@ impl Mix {
         &mut self,
         coder: &mut C,
         byte: u8,
-        contexts: &[u64],
-        experts: &[Option<Expected>],
+        contexts: &[u64; K],
+        experts: &[Option<Expected>; E],
     ) -> u8 {
-        debug_assert_eq!(
-            (contexts.len(), experts.len()),
-            (self.contexts, self.experts)
-        );
         #[cfg(target_arch = "x86_64")]
         if self.avx2 {
             // SAFETY: the CPU has AVX2.
@@ -253,8 +258,8 @@ impl Mix {
         &mut self,
         coder: &mut C,
         byte: u8,
-        contexts: &[u64],
-        experts: &[Option<Expected>],
+        contexts: &[u64; K],
+        experts: &[Option<Expected>; E],
     ) -> u8 {
         self.code_any(coder, byte, contexts, experts)
     }
@@ -264,17 +269,21 @@ impl Mix {
         &mut self,
         coder: &mut C,
         byte: u8,
-        contexts: &[u64],
-        experts: &[Option<Expected>],
+        contexts: &[u64; K],
+        experts: &[Option<Expected>; E],
     ) -> u8 {
         let mut node = 1_usize;
-        let inputs = self.inputs.len();
+        let mut inputs: Inputs = [0; INPUTS];
+        let mut at = [0_usize; K];
         for position in 0..8 {
             if position == 0 || position == 4 {
-                for (k, &context) in contexts.iter().enumerate() {
-                    let salted = (context ^ ((k as u64 + 1) << 56) ^ ((node as u64) << 8))
+                let places: [(usize, u8); K] = std::array::from_fn(|k| {
+                    let salted = (contexts[k] ^ ((k as u64 + 1) << 56) ^ ((node as u64) << 8))
                         .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                    self.at[k] = self.line(salted ^ (salted >> 29));
+                    self.place(salted ^ (salted >> 29))
+                });
+                for (at, (first, check)) in at.iter_mut().zip(places) {
+                    *at = self.line(first, check);
                 }
             }
             let half = if position < 4 {
@@ -282,31 +291,29 @@ impl Mix {
             } else {
                 (node & ((1 << (position - 4)) - 1)) | (1 << (position - 4))
             };
-            for k in 0..self.contexts {
-                let state = self.lines[self.at[k]][half & 15];
-                self.inputs[k] = if state == 0 {
+            for k in 0..K {
+                let state = self.lines[at[k] >> 1].0[at[k] & 1][half & 15];
+                inputs[k] = if state == 0 {
                     0
                 } else {
-                    self.stretch
-                        .of(self.by_state[k * 256 + usize::from(state)].p1())
+                    self.stretch.of(self.by_state[k][usize::from(state)].p1())
                 };
             }
             let mut set2 = 0;
             let mut side = 0;
             for (k, expert) in experts.iter().enumerate() {
-                let slot = self.contexts + 2 * k;
-                (self.inputs[slot], self.inputs[slot + 1]) = (0, 0);
+                let slot = K + 2 * k;
+                (inputs[slot], inputs[slot + 1]) = (0, 0);
                 // An expert is heard as long as it was right in this byte.
                 if let Some(expert) = expert
                     && (usize::from(expert.byte) | 256) >> (8 - position) == node
                 {
                     let trust = usize::from(expert.trust) & (TRUSTS - 1);
-                    let p = self.by_trust[k * TRUSTS + trust].p1();
+                    let p = self.by_trust[k][trust].p1();
                     let one = (expert.byte >> (7 - position)) & 1 == 1;
                     let x = self.stretch.of(p);
                     let y = (i32::try_from(p).unwrap_or(0) - 32768) >> 5;
-                    (self.inputs[slot], self.inputs[slot + 1]) =
-                        if one { (x, y) } else { (-x, -y) };
+                    (inputs[slot], inputs[slot + 1]) = if one { (x, y) } else { (-x, -y) };
                     if k == 0 {
                         set2 = trust * 2 + 1 + TRUSTS * 2;
                         side = trust * 2 + usize::from(one);
@@ -315,12 +322,13 @@ impl Mix {
                     }
                 }
             }
-            let slot = self.contexts + 2 * self.experts;
-            self.inputs[slot] = self.stretch.of(self.order0[node].p1());
-            self.inputs[slot + 1] = 256;
-            let weights = &self.weights[node * inputs..(node + 1) * inputs];
-            let weights2 = &self.weights2[set2 * inputs..(set2 + 1) * inputs];
-            let (a, b) = (dot(&self.inputs, weights), dot(&self.inputs, weights2));
+            let slot = K + 2 * E;
+            inputs[slot] = self.stretch.of(self.order0[node].p1());
+            inputs[slot + 1] = 256;
+            let (a, b) = (
+                dot(&inputs, &self.weights[node]),
+                dot(&inputs, &self.weights2[set2]),
+            );
             let mixed = ((a + b) >> 1).clamp(1 - FAR, FAR - 1);
             let p_mixed = squash(mixed);
             let (low, part) = {
@@ -352,20 +360,12 @@ impl Mix {
                 (target - i32::try_from(squash(x.clamp(1 - FAR, FAR - 1))).unwrap_or(0)) >> 3
             };
             let (error1, error2) = (error(a), error(b));
-            learn(
-                &self.inputs,
-                &mut self.weights[node * inputs..(node + 1) * inputs],
-                error1,
-            );
-            learn(
-                &self.inputs,
-                &mut self.weights2[set2 * inputs..(set2 + 1) * inputs],
-                error2,
-            );
-            for k in 0..self.contexts {
-                let state = &mut self.lines[self.at[k]][half & 15];
+            learn(&inputs, &mut self.weights[node], error1);
+            learn(&inputs, &mut self.weights2[set2], error2);
+            for k in 0..K {
+                let state = &mut self.lines[at[k] >> 1].0[at[k] & 1][half & 15];
                 if *state != 0 {
-                    self.by_state[k * 256 + usize::from(*state)].update(bit);
+                    self.by_state[k][usize::from(*state)].update(bit);
                 }
                 *state = self.states.next[usize::from(*state)][usize::from(bit)];
             }
@@ -375,7 +375,7 @@ impl Mix {
                 {
                     let trust = usize::from(expert.trust) & (TRUSTS - 1);
                     let one = (expert.byte >> (7 - position)) & 1 == 1;
-                    self.by_trust[k * TRUSTS + trust].update(one == bit);
+                    self.by_trust[k][trust].update(one == bit);
                 }
             }
             self.order0[node].update(bit);
@@ -385,8 +385,21 @@ impl Mix {
     }
 }
 
+/// Asks for the memory of a value, without waiting for it.
 #[inline(always)]
-fn dot(inputs: &[i32], weights: &[i32]) -> i32 {
+fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing that the program sees, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
+#[inline(always)]
+fn dot(inputs: &Inputs, weights: &Inputs) -> i32 {
     let sum: i32 = inputs
         .iter()
         .zip(weights)
@@ -396,7 +409,7 @@ fn dot(inputs: &[i32], weights: &[i32]) -> i32 {
 }
 
 #[inline(always)]
-fn learn(inputs: &[i32], weights: &mut [i32], error: i32) {
+fn learn(inputs: &Inputs, weights: &mut Inputs, error: i32) {
     for (&x, w) in inputs.iter().zip(weights) {
         *w = (*w + ((x * error + (1 << 13)) >> 14)).clamp(-(1 << 20), 1 << 20);
     }

@@ -26,10 +26,15 @@ const RUN: usize = 16;
 const LEAST_RUN: usize = 4;
 const LEAST_TRUST: usize = 5;
 
+/// How many contexts are mixed.
+enum Model {
+    Deep(Mix<CONTEXTS, EXPERTS>),
+    Quick(Mix<{ FEW.len() }, EXPERTS>),
+}
+
 /// A model of the values of one column.
 pub(crate) struct Text {
-    mix: Mix,
-    deep: bool,
+    mix: Model,
     history: Vec<u8>,
     most_history: usize,
     /// Where the last [`MATCH`] bytes came before, by their hash; 0 for never.
@@ -85,10 +90,12 @@ struct Thread {
 impl Text {
     /// A model with 2^`log_lines` lines of memory (16 bytes each) that remembers up to `most_history` bytes.
     pub(crate) fn new(log_lines: u32, most_history: usize, deep: bool, runs: bool) -> Self {
-        let contexts = if deep { CONTEXTS } else { FEW.len() };
         Self {
-            mix: Mix::new(contexts, EXPERTS, log_lines),
-            deep,
+            mix: if deep {
+                Model::Deep(Mix::new(log_lines))
+            } else {
+                Model::Quick(Mix::new(log_lines))
+            },
             history: vec![0],
             most_history: most_history.min(1 << 30),
             places: vec![0; 1 << log_lines.clamp(12, 22)],
@@ -237,11 +244,12 @@ impl Text {
             trust: u8::try_from(self.matched.min(31) + 32 * usize::from(expected.is_some()))
                 .unwrap_or(0),
         });
-        let byte = if self.deep {
-            self.mix.code(coder, byte, &contexts, &[from, seen])
-        } else {
-            let contexts = FEW.map(|at| contexts[at]);
-            self.mix.code(coder, byte, &contexts, &[from, seen])
+        let byte = match &mut self.mix {
+            Model::Deep(mix) => mix.code(coder, byte, &contexts, &[from, seen]),
+            Model::Quick(mix) => {
+                let contexts = FEW.map(|at| contexts[at]);
+                mix.code(coder, byte, &contexts, &[from, seen])
+            }
         };
         self.push(byte);
         if expected.is_some() {
