@@ -19,9 +19,9 @@ const EVERY: Duration = Duration::from_millis(4);
 /// The models that are watched; one that two watch, twice.
 static WATCHED: Mutex<Vec<Arc<Model>>> = Mutex::new(Vec::new());
 static WATCHES: AtomicUsize = AtomicUsize::new(0);
-/// The fewest resident file pages that a release left, since there is a watch; the most there can be where none was made.
-/// They are others' (the program's own, libraries', models that nobody watches), and no release takes them away.
-static LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
+/// The resident file pages when the first watch began. They are others' (the program's own, libraries', models that nobody
+/// watches), and no release takes them away.
+static OTHERS: AtomicU64 = AtomicU64::new(0);
 
 /// Releases the pages of what is watched, where they are too many. Called by who reads, between two pieces.
 pub(crate) fn relieve() {
@@ -36,9 +36,6 @@ pub(crate) fn relieve() {
     for file in models.iter().flat_map(|m| m.files()) {
         file.release(0..file.size);
     }
-    if let Some(left) = resident_file_bytes() {
-        LEFT.fetch_min(left, Ordering::Relaxed);
-    }
 }
 
 fn watched() -> MutexGuard<'static, Vec<Arc<Model>>> {
@@ -47,13 +44,12 @@ fn watched() -> MutexGuard<'static, Vec<Arc<Model>>> {
 
 /// Whether there are more resident file pages than the limit allows.
 fn is_above() -> bool {
-    let allowed = allowed(LEFT.load(Ordering::Relaxed));
+    let allowed = allowed(OTHERS.load(Ordering::Relaxed));
     resident_file_bytes().is_some_and(|bytes| bytes > allowed)
 }
 
-/// The limit, or half of it beside what a release left, where that is more.
-fn allowed(left: u64) -> u64 {
-    let others = if left == u64::MAX { 0 } else { left };
+/// The limit, or half of it beside what is others', where that is more.
+fn allowed(others: u64) -> u64 {
     LIMIT.max(others.saturating_add(LIMIT / 2))
 }
 
@@ -78,7 +74,7 @@ impl Residency {
             };
         }
         if WATCHES.fetch_add(1, Ordering::Relaxed) == 0 {
-            LEFT.store(u64::MAX, Ordering::Relaxed);
+            OTHERS.store(resident_file_bytes().unwrap_or(0), Ordering::Relaxed);
         }
         watched().extend(models.iter().cloned());
         let flag = Arc::clone(&done);
@@ -137,7 +133,7 @@ mod tests {
     /// Pages that no release takes away are not released again and again.
     #[test]
     fn the_pages_of_others_are_allowed() {
-        assert_eq!(allowed(u64::MAX), LIMIT);
+        assert_eq!(allowed(0), LIMIT);
         assert_eq!(allowed(LIMIT / 4), LIMIT);
         assert!(allowed(4 * LIMIT) > 4 * LIMIT);
     }
