@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use sparse_codec::{
-    Adapter, DType, Effort, EncodeOptions, LowRank, Scratch, SharedTables, TablesTrainer,
-    TensorDecoder, TensorEncoder, TensorView, TrainingPair,
+    Adapter, BlockForm, DType, Effort, EncodeOptions, LowRank, Scratch, SharedTables,
+    TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
 };
 use sparse_gpu::{Coded, GpuError, Resident, Restored, Update};
 
@@ -432,4 +432,29 @@ fn a_resident_base_takes_coded_variants() {
     assert!(matches!(resident.read(1), Err(GpuError::Broken)));
     resident.switch(&[update(1)]).unwrap();
     reads(&resident, &[1]);
+}
+
+/// Strips of every number of lanes that the encoder uses.
+#[test]
+#[ignore = "needs a device"]
+fn strips_of_all_lanes_are_decoded() {
+    let mut seen = Vec::new();
+    for (rows, cols) in [(2, 70), (4, 150), (10, 280), (20, 300), (130, 1000)] {
+        let pair = Pair::new(DType::BF16, rows, cols, Kind::Dense, 3);
+        let options = EncodeOptions::default();
+        let (header, blocks) = pair.encode(&options);
+        let decoder = pair.decoder(&header, &options);
+        let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+        if let Ok(BlockForm::Strips(strips)) = decoder.block_form(0, blocks[0]) {
+            seen.extend(strips.iter().map(|strip| strip.lanes));
+        }
+        let coded = Coded {
+            decoder: &decoder,
+            blocks: &blocks,
+        };
+        let (out, restored) = device().decode(pair.base(), coded).unwrap();
+        assert!(out == pair.target);
+        assert_eq!(restored, Restored { device: 1, cpu: 0 });
+    }
+    assert_eq!(seen, [1, 4, 8, 32, 64]);
 }
