@@ -6,6 +6,7 @@ use crate::{
     CodecError, DType, Scratch, SharedTables,
     bits::{take_byte, take_bytes, take_size},
     block::Method,
+    coding::{BlockForm, Coding, CodingTables, Moved, StripForm},
     context::Exponent,
     encoder::{EXACT, INT8, LOW_RANK, OWN_TABLES, SHIFTED, STRIPS, Tables},
     error::corrupt,
@@ -16,7 +17,7 @@ use crate::{
     scales,
     shift::Shift,
     standalone,
-    strip::{self, Plan},
+    strip::{self, Parts, Plan},
     tables::TableSet,
     view::byte_len,
 };
@@ -131,6 +132,59 @@ impl TensorDecoder {
         self.geometry.bytes(block)
     }
 
+    /// How strips are coded, for a decoder elsewhere; `None` where there are none or the words are none that one takes.
+    pub fn coding(&self) -> Option<Coding<'_>> {
+        Some(Coding {
+            tables: CodingTables(self.tables.as_ref()?.get()?),
+            moved: self.moved()?,
+            dtype: self.dtype.filter(DType::is_coded_elsewhere)?,
+            row: self.geometry.row,
+            scales: &self.scales,
+        })
+    }
+
+    /// What is done to the base's words; `None` where they are cast, or where there is no base.
+    pub fn moved(&self) -> Option<Moved<'_>> {
+        self.predictor.moved()
+    }
+
+    /// Takes a block apart for a decoder elsewhere.
+    ///
+    /// # Errors
+    /// [`CodecError::Corrupt`] for what no encoder wrote, as far as that is seen without decoding.
+    pub fn block_form<'p>(
+        &self,
+        block: usize,
+        payload: &'p [u8],
+    ) -> Result<BlockForm<'p>, CodecError> {
+        let words = self.geometry.block(block);
+        let mut data = payload;
+        let method = take_method(&mut data)?;
+        let predicted = words.end <= self.geometry.common;
+        Ok(match method {
+            Method::Same if predicted && data.is_empty() => BlockForm::Same,
+            Method::Raw if data.len() == words.len() * self.geometry.width => BlockForm::Raw(data),
+            Method::Delta if predicted => {
+                let mut strips = Vec::new();
+                for from in words.clone().step_by(self.strip) {
+                    let parts = Parts::new(take_strip(&mut data)?)?;
+                    strips.push(StripForm {
+                        words: from..words.end.min(from + self.strip),
+                        lanes: parts.lanes,
+                        coded: parts.coded,
+                        raw: parts.raw,
+                        patches: parts.patches,
+                    });
+                }
+                if !data.is_empty() {
+                    return Err(corrupt("bytes follow the last strip"));
+                }
+                BlockForm::Strips(strips)
+            }
+            other => BlockForm::Other(other),
+        })
+    }
+
     /// Decodes a block into `out`, which must have the length of [`Self::target_range`]. `base` is the whole base tensor.
     ///
     /// # Errors
@@ -148,8 +202,7 @@ impl TensorDecoder {
             return Err(corrupt("the block's length differs from its tensor's"));
         }
         let mut data = payload;
-        let method = Method::from_byte(take_byte(&mut data)?)
-            .ok_or_else(|| corrupt("an unknown method: a newer version may read it"))?;
+        let method = take_method(&mut data)?;
         match method {
             Method::Same => {
                 if !data.is_empty() || words.end > self.geometry.common {
@@ -202,9 +255,7 @@ impl TensorDecoder {
         };
         for from in (0..words.len()).step_by(self.strip) {
             let to = words.len().min(from + self.strip);
-            let left = data.len();
-            let length = take_size(&mut data, left)?;
-            let strip = take_bytes(&mut data, length)?;
+            let strip = take_strip(&mut data)?;
             let bytes = from * W..to * W;
             strip::decode::<W>(
                 &plan,
@@ -222,4 +273,16 @@ impl TensorDecoder {
             Err(corrupt("bytes follow the last strip"))
         }
     }
+}
+
+fn take_method(data: &mut &[u8]) -> Result<Method, CodecError> {
+    Method::from_byte(take_byte(data)?)
+        .ok_or_else(|| corrupt("an unknown method: a newer version may read it"))
+}
+
+/// Takes the next strip of a block off the front of its data.
+fn take_strip<'p>(data: &mut &'p [u8]) -> Result<&'p [u8], CodecError> {
+    let left = data.len();
+    let length = take_size(data, left)?;
+    take_bytes(data, length)
 }

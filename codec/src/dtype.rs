@@ -90,6 +90,11 @@ impl DType {
         self.layout().is_some()
     }
 
+    /// Whether coders elsewhere take its words: floats of two and four bytes.
+    pub(crate) fn is_coded_elsewhere(&self) -> bool {
+        matches!(self, Self::BF16 | Self::F16 | Self::F32)
+    }
+
     /// The float layout of one word; complex numbers are two words.
     pub(crate) fn layout(self) -> Option<FloatLayout> {
         let (exponent, mantissa) = match self {

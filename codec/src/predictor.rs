@@ -5,6 +5,7 @@ use std::{borrow::Cow, ops::Range};
 use crate::{
     CodecError, DType,
     cast::cast_words,
+    coding::Moved,
     geometry::Relation,
     lowrank::{Class, Update},
     shift::Shift,
@@ -43,6 +44,15 @@ impl Predictor {
     /// Whether words have classes.
     pub(crate) fn is_layered(&self) -> bool {
         matches!(self.adjust, Adjust::LowRank(_))
+    }
+
+    /// What is done to words that need no cast.
+    pub(crate) fn moved(&self) -> Option<Moved<'_>> {
+        matches!(self.relation, Relation::Same { .. }).then(|| match &self.adjust {
+            Adjust::None => Moved::No,
+            Adjust::Shift(shift) => Moved::Steps(shift.steps()),
+            Adjust::LowRank(update) => Moved::LowRank(Update::clone(update).into()),
+        })
     }
 
     /// Some of the base's words, cast to the target's dtype.

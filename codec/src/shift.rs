@@ -28,6 +28,11 @@ pub(crate) struct Shift {
 }
 
 impl Shift {
+    /// The step of each value of the mantissa's top bits.
+    pub(crate) fn steps(&self) -> &[i32] {
+        &self.steps
+    }
+
     /// The table's size for a layout.
     fn entries(layout: FloatLayout) -> usize {
         1 << layout.mantissa.min(BITS)

@@ -167,7 +167,6 @@ impl TableSet {
     }
 
     /// Frequencies and starts of the intervals: those of table `t` (from 1) begin at `(t - 1) * 256`.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn codes(&self) -> &[u32] {
         &self.codes
     }

@@ -146,6 +146,16 @@ impl Device {
         unsafe { self.context.alloc_pinned_with_flags(len.max(1), flags) }.during("pinning memory")
     }
 
+    /// Bytes of shared memory that a block may ask for.
+    pub(crate) fn shared_memory(&self) -> Result<usize, GpuError> {
+        use cudarc::driver::sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let bytes = self
+            .context
+            .attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+            .during("asking for shared memory")?;
+        Ok(usize::try_from(bytes).unwrap_or(0))
+    }
+
     /// Waits for the stream, and reports what went wrong where no result could be given.
     pub(crate) fn settle(&self) -> Result<(), GpuError> {
         self.stream.synchronize().during("waiting for the device")?;

@@ -1,6 +1,7 @@
 //! What can go wrong on a device.
 
 use cudarc::driver::DriverError;
+use sparse_codec::CodecError;
 use thiserror::Error;
 
 use crate::Absent;
@@ -41,6 +42,9 @@ pub enum GpuError {
         /// What was asked, and what to do instead.
         what: String,
     },
+    /// A block that no encoder wrote, or another base.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
     /// A variant was left half switched by an earlier error.
     #[error("the variant on the GPU is not whole since an earlier error: switch again")]
     Broken,

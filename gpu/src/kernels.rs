@@ -9,16 +9,26 @@ pub(crate) enum Module {
     LowRank,
     Stats,
     Int8,
+    Decode,
+    Steps,
 }
 
 impl Module {
-    pub(crate) const ALL: [Self; 3] = [Self::LowRank, Self::Stats, Self::Int8];
+    pub(crate) const ALL: [Self; 5] = [
+        Self::LowRank,
+        Self::Stats,
+        Self::Int8,
+        Self::Decode,
+        Self::Steps,
+    ];
 
     pub(crate) fn ptx(self) -> &'static str {
         match self {
             Self::LowRank => include_str!("../kernels/lowrank.ptx"),
             Self::Stats => include_str!("../kernels/stats.ptx"),
             Self::Int8 => include_str!("../kernels/int8.ptx"),
+            Self::Decode => include_str!("../kernels/decode.ptx"),
+            Self::Steps => include_str!("../kernels/steps.ptx"),
         }
     }
 
@@ -27,6 +37,8 @@ impl Module {
             Self::LowRank => "lowrank",
             Self::Stats => "stats",
             Self::Int8 => "int8",
+            Self::Decode => "decode",
+            Self::Steps => "steps",
         }
     }
 

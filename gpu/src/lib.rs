@@ -15,6 +15,7 @@
 
 mod choice;
 mod compute;
+mod decode;
 mod device;
 mod error;
 mod int8;
@@ -23,8 +24,11 @@ mod lowrank;
 mod measure;
 mod probe;
 mod resident;
+mod restore;
 mod stats;
+mod steps;
 mod streamed;
+mod strips;
 
 pub use choice::Choice;
 pub use compute::Compute;
@@ -36,4 +40,5 @@ pub use lowrank::DeviceMatrices;
 pub use measure::{Measurement, measure};
 pub use probe::{Absent, Found, features, probe};
 pub use resident::{Resident, Update};
+pub use restore::{Coded, Restored};
 pub use streamed::{Ran, Ring, predict_streamed};

@@ -1,5 +1,6 @@
 //! A base model that stays in the device's memory, and a variant of it beside that is switched in place: only deltas travel.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use cudarc::driver::CudaSlice;
@@ -8,7 +9,8 @@ use sparse_codec::{DType, Matrices, TensorView};
 use crate::error::During;
 use crate::int8::{Codes, Segments};
 use crate::kernels::dtype_name;
-use crate::{Device, DeviceMatrices, GpuError, Quantised};
+use crate::restore::{Job, restore};
+use crate::{Coded, Device, DeviceMatrices, GpuError, Quantised, Restored};
 
 /// How a tensor of a variant comes from the base's.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +24,8 @@ pub enum Update<'a> {
     },
     /// The base plus a low-rank update.
     LowRank(&'a Matrices),
+    /// Blocks of a lossless delta.
+    Coded(Coded<'a>),
     /// Words that replace the base's.
     Words(&'a [u8]),
 }
@@ -81,12 +85,12 @@ impl Resident {
     }
 
     /// Switches to a variant: each tensor named becomes what its update makes of the base, every other one the base's. Returns
-    /// when the device is done.
+    /// when the device is done, with how many coded blocks were decoded where.
     ///
     /// # Errors
-    /// A tensor that is not there or named twice, an update that does not fit it (found before anything changes), and
-    /// failures of the device, after which the variant cannot be read until another switch succeeds.
-    pub fn switch(&mut self, updates: &[(usize, Update<'_>)]) -> Result<(), GpuError> {
+    /// A tensor that is not there or named twice, an update that does not fit it (found before anything changes), and blocks
+    /// that no encoder wrote or failures of the device, after which the variant cannot be read until another switch succeeds.
+    pub fn switch(&mut self, updates: &[(usize, Update<'_>)]) -> Result<Restored, GpuError> {
         let mut named = vec![false; self.tensors.len()];
         for (index, update) in updates {
             let (Some(tensor), Some(seen)) = (self.tensors.get(*index), named.get_mut(*index))
@@ -146,7 +150,8 @@ impl Resident {
                         )?;
                     }
                 }
-                Update::Words([]) => {}
+                // All at once, below.
+                Update::Coded(_) | Update::Words([]) => {}
                 Update::Words(words) => {
                     stream
                         .memcpy_htod(*words, &mut tensor.variant)
@@ -154,10 +159,32 @@ impl Resident {
                 }
             }
         }
+        let coded: HashMap<usize, Coded<'_>> = updates
+            .iter()
+            .filter_map(|(index, update)| match update {
+                Update::Coded(coded) => Some((*index, *coded)),
+                _ => None,
+            })
+            .collect();
+        let mut jobs: Vec<Job<'_, '_>> = self
+            .tensors
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(index, tensor)| {
+                Some(Job {
+                    coded: *coded.get(&index)?,
+                    dtype: tensor.dtype,
+                    base: &tensor.base,
+                    base_bytes: tensor.bytes,
+                    out: &mut tensor.variant,
+                })
+            })
+            .collect();
+        let restored = restore(&self.device, &mut jobs)?;
         self.device.settle()?;
         self.switched = named;
         self.whole = true;
-        Ok(())
+        Ok(restored)
     }
 
     /// A tensor of the variant in the device's memory: its bytes are the first of the slice.
@@ -201,6 +228,9 @@ impl Tensor {
             Update::LowRank(matrices) => {
                 matrices.dtype() == self.dtype
                     && matrices.left().len() / matrices.rank().max(1) * matrices.cols() == elements
+            }
+            Update::Coded(coded) => {
+                coded.bytes() == self.bytes && coded.blocks.len() == coded.decoder.blocks()
             }
             Update::Words(words) => words.len() == self.bytes,
         };

@@ -324,6 +324,12 @@ impl Update {
 #[derive(Clone, Debug)]
 pub struct Matrices(Update);
 
+impl From<Update> for Matrices {
+    fn from(update: Update) -> Self {
+        Self(update)
+    }
+}
+
 impl Matrices {
     /// The dtype of base and prediction.
     pub fn dtype(&self) -> DType {

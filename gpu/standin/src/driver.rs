@@ -26,6 +26,10 @@ const NOT_READY: Status = 600;
 const LAUNCH_FAILED: Status = 719;
 const DEVICE_UNAVAILABLE: Status = 46;
 
+/// Shared memory of a block: without asking, and at most.
+const ALWAYS_SHARED: usize = 48 << 10;
+const MOST_SHARED: c_int = 163 << 10;
+
 /// Which call fails: the one that finds 0.
 #[derive(Clone, Debug, Default)]
 struct Failures {
@@ -77,6 +81,8 @@ struct Driver {
     retained: u64,
     streams: Streams,
     functions: BTreeMap<u64, Vec<Arc<Function>>>,
+    /// Shared memory that kernels were given leave to ask for.
+    shared: BTreeMap<String, usize>,
     pinned: BTreeMap<u64, (usize, std::alloc::Layout)>,
     next: u64,
     /// The error that every call gives, once a kernel went wrong or the device is lost.
@@ -120,6 +126,7 @@ static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| {
         retained: 0,
         streams: new_streams(),
         functions: BTreeMap::new(),
+        shared: BTreeMap::new(),
         pinned: BTreeMap::new(),
         next: 0x1000,
         sticky: SUCCESS,
@@ -172,11 +179,29 @@ impl Driver {
             .is_some_and(|(start, (length, _))| at + size as u64 <= start + *length as u64)
     }
 
+    fn function(&self, function: *const c_void) -> Option<Arc<Function>> {
+        self.functions
+            .values()
+            .flatten()
+            .find(|f| Arc::as_ptr(f).cast() == function)
+            .cloned()
+    }
+
+    /// Shared memory that a kernel may have.
+    fn shared_of(&self, name: &str) -> usize {
+        self.shared
+            .get(name)
+            .copied()
+            .unwrap_or(0)
+            .max(ALWAYS_SHARED)
+    }
+
     /// Forgets everything, as the last context's end does.
     fn reset(&mut self) {
         self.sticky = SUCCESS;
         self.streams = new_streams();
         self.functions.clear();
+        self.shared.clear();
     }
 }
 
@@ -318,11 +343,12 @@ pub(crate) unsafe extern "C" fn cuDeviceGetAttribute(
             4 => 64,
             5 => c_int::MAX,
             6 | 7 => 65535,
-            8 => 48 << 10,
+            8 => ALWAYS_SHARED as c_int,
             10 => 32,
             16 => 2,
             75 => capability / 10,
             76 => capability % 10,
+            97 => MOST_SHARED,
             // Memory is allocated and freed in the order of streams.
             115 => 1,
             _ => 0,
@@ -692,6 +718,26 @@ pub(crate) unsafe extern "C" fn cuModuleGetFunction(
     })
 }
 
+/// For the one attribute that is set: a kernel's dynamic shared memory.
+#[unsafe(no_mangle)]
+pub(crate) extern "C" fn cuFuncSetAttribute(
+    function: *const c_void,
+    attribute: c_uint,
+    value: c_int,
+) -> Status {
+    within(|driver| {
+        let found = driver.function(function).map(|f| f.name.clone());
+        match (found, attribute) {
+            (None, _) => INVALID_HANDLE,
+            (Some(name), 8) if (0..=MOST_SHARED).contains(&value) => {
+                driver.shared.insert(name, value as usize);
+                SUCCESS
+            }
+            _ => INVALID_VALUE,
+        }
+    })
+}
+
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn cuLaunchKernel(
     function: *const c_void,
@@ -712,13 +758,7 @@ pub(crate) unsafe extern "C" fn cuLaunchKernel(
             driver.fault = c"the launch failed, as asked".to_owned();
             return LAUNCH_FAILED;
         }
-        let found = driver
-            .functions
-            .values()
-            .flatten()
-            .find(|f| Arc::as_ptr(f).cast() == function)
-            .cloned();
-        let Some(found) = found else {
+        let Some(found) = driver.function(function) else {
             return INVALID_HANDLE;
         };
         let grid = [grid_x, grid_y, grid_z];
@@ -731,7 +771,7 @@ pub(crate) unsafe extern "C" fn cuLaunchKernel(
             || threads == 0
             || threads > u64::from(found.max_threads)
             || block_z > 64
-            || found.shared + dynamic as usize > 48 << 10
+            || found.shared + dynamic as usize > driver.shared_of(&found.name)
         {
             return INVALID_VALUE;
         }

@@ -4,11 +4,12 @@
 use std::ffi::{CString, c_char, c_int};
 
 use cudarc::driver::sys;
-use sparse_codec::{DType, DeltaStats, Matrices};
+use sparse_codec::{DType, DeltaStats, EncodeOptions, Matrices};
 use sparse_gpu::{
-    Choice, Device, GpuError, Ran, Resident, Ring, Segments, Update, predict_streamed,
+    Choice, Coded, Device, GpuError, Ran, Resident, Ring, Segments, Update, predict_streamed,
 };
 
+use crate::suite::blocks::{Kind, Pair};
 use crate::suite::{Numbers, matrices, view};
 
 fn inject(text: &str) {
@@ -205,4 +206,27 @@ fn a_switch_that_fails_leaves_no_mixture() {
         }
     }
     assert!(mixed >= 2);
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn decoding_fails_cleanly() {
+    let pair = Pair::new(DType::BF16, 20, 300, Kind::LowRank, 8);
+    let options = EncodeOptions::default();
+    let (header, blocks) = pair.encode(&options);
+    let decoder = pair.decoder(&header, &options);
+    let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+    let coded = Coded {
+        decoder: &decoder,
+        blocks: &blocks,
+    };
+    for (kind, least) in [("alloc", 8), ("launch", 2), ("lost", 30)] {
+        let failed = at_every_call(kind, || {
+            let (out, restored) = Device::open()?.decode(pair.base(), coded)?;
+            assert_eq!((restored.device, restored.cpu), (1, 0));
+            assert!(out == pair.target);
+            Ok(())
+        });
+        assert!(failed >= least, "{kind}: {failed}");
+    }
 }

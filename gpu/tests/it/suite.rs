@@ -11,6 +11,8 @@ use sparse_gpu::{
 
 use crate::reference;
 
+pub(crate) mod blocks;
+
 pub(crate) fn device() -> Arc<Device> {
     static DEVICE: OnceLock<Arc<Device>> = OnceLock::new();
     Arc::clone(DEVICE.get_or_init(|| Device::open().unwrap()))
@@ -35,7 +37,7 @@ impl Numbers {
         self.0
     }
 
-    fn unit(&mut self) -> f32 {
+    pub(crate) fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 24) as f32 - 0.5
     }
 
