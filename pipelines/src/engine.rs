@@ -20,7 +20,7 @@ use crate::examine::{AllReady, ExamineError, Examined, Examiner, Item, Ready, Se
 use crate::graph::Graph;
 use crate::script::placeholders;
 use crate::spec::{Pipeline, Severity, SpecError, StageSpec};
-use crate::state::{Attempt, Bytes, Done, Outcome, StageEnd, State, StateError, now_ms};
+use crate::state::{Attempt, Done, Measured, Outcome, StageEnd, State, StateError, now_ms};
 use crate::summary::{CheckReport, ItemPlan, Plan, RunSummary, StagePlan, StageSummary, Status};
 use crate::{ParamValue, Params, Script, workers};
 
@@ -532,8 +532,7 @@ struct ItemEnd {
     attempts: u64,
     queued_ms: i64,
     outcome: Option<Outcome>,
-    bytes: Vec<Bytes>,
-    verify_failures: u64,
+    measured: Measured,
 }
 
 /// A stage that is running, for its items.
@@ -763,9 +762,10 @@ impl Run {
         summary.items = total;
         summary.skipped = total - to_run;
         let mut queued_ms = 0;
+        let mut measured = Measured::default();
         for (at, end) in &mut ends {
             summary.attempts += end.attempts;
-            summary.verify_failures += end.verify_failures;
+            measured.add(&end.measured);
             queued_ms = queued_ms.max(end.queued_ms);
             match end.status {
                 Status::Succeeded => summary.done += 1,
@@ -784,14 +784,14 @@ impl Run {
                     item => format!("item {item}: {error}"),
                 });
             }
-            for bytes in &end.bytes {
-                add(&mut summary.bytes, bytes);
-            }
             if let (Some(item), Some(outcome)) = (examined.items.get_mut(*at), end.outcome.take()) {
                 summary.rows += outcome.rows;
                 item.outcome = Some(outcome);
             }
         }
+        summary.bytes = measured.bytes;
+        summary.dataset_rows = measured.dataset_rows;
+        summary.verify_failures = measured.verify_failures;
         if summary.status != Status::Cancelled && summary.failed > 0 {
             summary.status = Status::Failed;
         }
@@ -1013,8 +1013,7 @@ impl Run {
             attempts: 0,
             queued_ms: 0,
             outcome: None,
-            bytes: Vec::new(),
-            verify_failures: 0,
+            measured: Measured::default(),
         };
         loop {
             let queued = Instant::now();
@@ -1071,8 +1070,7 @@ impl Run {
                             &record,
                             &item.parts,
                             &tried.outcome,
-                            &tried.bytes,
-                            tried.verify_failures,
+                            &tried.measured,
                         )?;
                         (engine.observer)(&Event::ItemEnds {
                             stage: &stage.name,
@@ -1082,8 +1080,7 @@ impl Run {
                         });
                         end.status = Status::Succeeded;
                         end.outcome = Some(tried.outcome);
-                        end.bytes = tried.bytes;
-                        end.verify_failures = tried.verify_failures;
+                        end.measured = tried.measured;
                         end.error = None;
                         return Ok(Some(end));
                     }
@@ -1366,20 +1363,8 @@ fn summary(stage: &str, status: Status, reason: String) -> StageSummary {
         rows: 0,
         attempts: 0,
         bytes: Vec::new(),
+        dataset_rows: BTreeMap::new(),
         verify_failures: 0,
         error: None,
-    }
-}
-
-fn add(all: &mut Vec<Bytes>, bytes: &Bytes) {
-    match all
-        .iter_mut()
-        .find(|b| b.kind == bytes.kind && b.codec == bytes.codec)
-    {
-        Some(sum) => {
-            sum.input_bytes += bytes.input_bytes;
-            sum.delta_bytes += bytes.delta_bytes;
-        }
-        None => all.push(bytes.clone()),
     }
 }

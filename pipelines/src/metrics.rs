@@ -10,6 +10,7 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 use prometheus::{Encoder as _, TextEncoder};
+use sparse_cache::{CacheStats, Job, JobState};
 
 use crate::state::{Bytes, State, StateError};
 
@@ -57,8 +58,15 @@ pub struct CommandRun {
     pub exit_code: u8,
     /// Bytes in and out.
     pub bytes: Vec<Bytes>,
+    /// Rows of a compressed dataset, by class: shared, edited, new or removed.
+    pub dataset_rows: Vec<(&'static str, u64)>,
     /// Checks of artifacts that failed.
     pub verify_failures: u64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "metrics are f64")]
+fn float(count: u64) -> f64 {
+    count as f64
 }
 
 impl Metrics {
@@ -165,29 +173,91 @@ impl Metrics {
         );
         for bytes in &run.bytes {
             let (kind, codec) = (bytes.kind.as_str(), bytes.codec.as_str());
-            #[expect(clippy::cast_precision_loss, reason = "metrics are f64")]
-            let (input, delta) = (bytes.input_bytes as f64, bytes.delta_bytes as f64);
             let both = [pairs[0], ("kind", kind), ("codec", codec)];
             self.gauge(
                 "sparse_command_last_input_bytes",
                 "Bytes of what was compressed.",
                 &both,
-                input,
+                float(bytes.input_bytes),
             );
             self.gauge(
                 "sparse_command_last_delta_bytes",
                 "Bytes of the deltas.",
                 &both,
-                delta,
+                float(bytes.delta_bytes),
             );
         }
-        #[expect(clippy::cast_precision_loss, reason = "metrics are f64")]
+        for (class, rows) in &run.dataset_rows {
+            self.gauge(
+                "sparse_command_last_dataset_rows",
+                "Rows of the dataset that was compressed, by what became of them.",
+                &[pairs[0], ("class", class)],
+                float(*rows),
+            );
+        }
         self.gauge(
             "sparse_command_last_verify_failures",
             "Checks of artifacts that failed.",
             &pairs,
-            run.verify_failures as f64,
+            float(run.verify_failures),
         );
+    }
+
+    /// Adds how the cache of rebuilt models does. Its counters are over all processes, since it was made.
+    pub fn cache(&mut self, stats: &CacheStats, jobs: &[Job]) {
+        self.gauge(
+            "sparse_cache_size_bytes",
+            "Bytes of rebuilt models, damaged ones and room reserved for models being rebuilt included.",
+            &[],
+            float(stats.cache_size_bytes),
+        );
+        self.gauge(
+            "sparse_cache_limit_bytes",
+            "Bytes of rebuilt models that the cache may hold.",
+            &[],
+            float(stats.cache_limit_bytes),
+        );
+        self.gauge(
+            "sparse_cache_models",
+            "Rebuilt models that are in the cache.",
+            &[],
+            float(stats.entries),
+        );
+        for (result, count) in [
+            ("hit", stats.cache_hits),
+            ("miss", stats.cache_misses),
+            ("wait", stats.cache_waits),
+        ] {
+            self.counter(
+                "sparse_cache_requests_total",
+                "Requests for rebuilt models: there already, rebuilt, or rebuilt by another process meanwhile.",
+                &[("result", result)],
+                float(count),
+            );
+        }
+        for (reason, count) in [("room", stats.evictions), ("damaged", stats.quarantined)] {
+            self.counter(
+                "sparse_cache_evictions_total",
+                "Models that left the cache: for room, or because they were found damaged.",
+                &[("reason", reason)],
+                float(count),
+            );
+        }
+        for state in [
+            JobState::Queued,
+            JobState::Running,
+            JobState::Done,
+            JobState::Failed,
+            JobState::Cancelled,
+        ] {
+            let count = jobs.iter().filter(|job| job.state == state).count();
+            self.gauge(
+                "sparse_prefetch_jobs",
+                "Jobs that rebuild models ahead of their use; the latest ended ones are remembered.",
+                &[("state", state.name())],
+                float(count as u64),
+            );
+        }
     }
 
     /// Adds what the history tells, of one pipeline or of all.
@@ -291,6 +361,12 @@ const COUNTERS: &[Family] = &[
         "sparse_saved_bytes_total",
         "Bytes that the deltas save.",
         &["pipeline"],
+    ),
+    (
+        "SELECT pipeline, class, sum(rows) FROM dataset_rows WHERE {only} GROUP BY 1, 2",
+        "sparse_dataset_rows_total",
+        "Rows of compressed datasets: shared with the base, edited, new, or removed from it.",
+        &["pipeline", "class"],
     ),
     (
         "SELECT p.pipeline, (SELECT coalesce(sum(verify_failures), 0) FROM attempts WHERE attempts.pipeline = p.pipeline)

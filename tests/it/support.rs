@@ -168,6 +168,12 @@ pub(crate) fn python() -> Option<String> {
     python
 }
 
+/// Whether a program is on the PATH.
+pub(crate) fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
 /// Runs a Python program with arguments; it must succeed. Returns what it printed.
 pub(crate) fn run_python(python: &str, program: &str, arguments: &[&str]) -> String {
     let output = Command::new(python)

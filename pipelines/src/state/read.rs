@@ -14,8 +14,10 @@ pub struct RunRow {
     pub pipeline: String,
     /// running, succeeded, failed, checks_failed, cancelled or interrupted.
     pub status: String,
-    /// manual, schedule, catch_up, api or backfill.
+    /// manual, schedule, catch_up, resume, api or backfill.
     pub trigger: String,
+    /// The time it was scheduled for, in milliseconds since 1970.
+    pub scheduled_ms: Option<i64>,
     /// Milliseconds since 1970.
     pub started_ms: i64,
     /// Milliseconds since 1970.
@@ -82,7 +84,7 @@ pub(crate) struct AttemptRow {
 const RUN: &str = "SELECT id, pipeline, status, trigger, started_ms, ended_ms,
     (SELECT coalesce(sum(input_bytes), 0) FROM bytes JOIN attempts ON attempts.id = bytes.attempt WHERE attempts.run = runs.id),
     (SELECT coalesce(sum(delta_bytes), 0) FROM bytes JOIN attempts ON attempts.id = bytes.attempt WHERE attempts.run = runs.id),
-    error FROM runs";
+    error, scheduled_ms FROM runs";
 
 fn run(row: &Row<'_>) -> rusqlite::Result<RunRow> {
     Ok(RunRow {
@@ -94,6 +96,23 @@ fn run(row: &Row<'_>) -> rusqlite::Result<RunRow> {
         ended_ms: row.get(5)?,
         input_bytes: row.get(6)?,
         delta_bytes: row.get(7)?,
+        error: row.get(8)?,
+        scheduled_ms: row.get(9)?,
+    })
+}
+
+const TRY: &str = "SELECT run, stage, item, attempt, status, reason, started_ms, ended_ms, error FROM attempts";
+
+fn attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
+    Ok(AttemptRow {
+        run: row.get(0)?,
+        stage: row.get(1)?,
+        item: row.get(2)?,
+        attempt: row.get(3)?,
+        status: row.get(4)?,
+        reason: row.get(5)?,
+        started_ms: row.get(6)?,
+        ended_ms: row.get(7)?,
         error: row.get(8)?,
     })
 }
@@ -165,6 +184,7 @@ impl State {
         })
     }
 
+    /// The latest tries of an item, the newest first.
     pub(crate) fn attempts(
         &self,
         pipeline: &str,
@@ -173,24 +193,20 @@ impl State {
         limit: u32,
     ) -> Result<Vec<AttemptRow>, StateError> {
         self.with(|c| {
-            c.prepare_cached(
-                "SELECT run, stage, item, attempt, status, reason, started_ms, ended_ms, error FROM attempts
-                 WHERE pipeline = ?1 AND stage = ?2 AND item = ?3 ORDER BY id DESC LIMIT ?4",
-            )?
-            .query_map(params![pipeline, stage, item, limit], |row| {
-                Ok(AttemptRow {
-                    run: row.get(0)?,
-                    stage: row.get(1)?,
-                    item: row.get(2)?,
-                    attempt: row.get(3)?,
-                    status: row.get(4)?,
-                    reason: row.get(5)?,
-                    started_ms: row.get(6)?,
-                    ended_ms: row.get(7)?,
-                    error: row.get(8)?,
-                })
-            })?
+            c.prepare_cached(&format!(
+                "{TRY} WHERE pipeline = ?1 AND stage = ?2 AND item = ?3 ORDER BY id DESC LIMIT ?4"
+            ))?
+            .query_map(params![pipeline, stage, item, limit], attempt)?
             .collect()
+        })
+    }
+
+    /// The tries of a run, in the order they began.
+    pub(crate) fn tries(&self, run: &str, limit: u32) -> Result<Vec<AttemptRow>, StateError> {
+        self.with(|c| {
+            c.prepare_cached(&format!("{TRY} WHERE run = ?1 ORDER BY id LIMIT ?2"))?
+                .query_map(params![run, limit], attempt)?
+                .collect()
         })
     }
 

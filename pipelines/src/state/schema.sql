@@ -25,6 +25,9 @@ CREATE TABLE IF NOT EXISTS bytes (
     input_bytes INTEGER NOT NULL, delta_bytes INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS bytes_by_attempt ON bytes (attempt);
+CREATE TABLE IF NOT EXISTS dataset_rows (
+    attempt INTEGER NOT NULL, run TEXT NOT NULL, pipeline TEXT NOT NULL, class TEXT NOT NULL, rows INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS checks (
     run TEXT NOT NULL, pipeline TEXT NOT NULL, stage TEXT NOT NULL, name TEXT NOT NULL, severity TEXT NOT NULL,
     failed_rows INTEGER NOT NULL, error TEXT, ended_ms INTEGER NOT NULL
@@ -40,6 +43,8 @@ CREATE TABLE IF NOT EXISTS contents (identity TEXT PRIMARY KEY, content TEXT NOT
 CREATE TABLE IF NOT EXISTS schedules (
     pipeline TEXT PRIMARY KEY, seen_ms INTEGER NOT NULL, lag_ms INTEGER NOT NULL DEFAULT 0, missed INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+-- Runs that the daemon is to do, or does: they stay until they ended, so that none is lost with its process.
+CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, trigger TEXT NOT NULL, scheduled_ms INTEGER);
 CREATE TABLE IF NOT EXISTS logs (
     run TEXT NOT NULL, at_ms INTEGER NOT NULL, level TEXT NOT NULL, stage TEXT NOT NULL, item TEXT NOT NULL, message TEXT NOT NULL
 );
