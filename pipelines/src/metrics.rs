@@ -339,7 +339,9 @@ const COUNTERS: &[Family] = &[
         &["pipeline", "stage", "status"],
     ),
     (
-        "SELECT pipeline, status, count(*) FROM stages WHERE {only} AND status IN ('up_to_date', 'blocked', 'cancelled') GROUP BY 1, 2",
+        "SELECT p.pipeline, s.reason, (SELECT count(*) FROM stages WHERE stages.pipeline = p.pipeline AND stages.status = s.reason)
+         FROM (SELECT DISTINCT pipeline FROM runs WHERE {only}) p,
+              (SELECT 'up_to_date' AS reason UNION SELECT 'blocked' UNION SELECT 'cancelled') s",
         "sparse_stages_skipped_total",
         "Stages that did not run, by why.",
         &["pipeline", "reason"],

@@ -100,7 +100,7 @@ mod tests {
             .timestamp_millis()
     }
 
-    fn times(schedule: &Schedule, from: &str, count: usize) -> Vec<String> {
+    fn shown(schedule: &Schedule, from: &str, count: usize) -> Vec<String> {
         let mut after = ms(from);
         (0..count)
             .map(|_| {
@@ -114,7 +114,7 @@ mod tests {
     fn clocks_go_forward_and_a_daily_run_is_not_lost() {
         let daily = schedule("30 2 * * *", chrono_tz::Europe::Berlin, Misfire::Once);
         assert_eq!(
-            times(&daily, "2026-03-28T00:00:00Z", 3),
+            shown(&daily, "2026-03-28T00:00:00Z", 3),
             [
                 "2026-03-28T02:30:00+01:00",
                 // 02:30 does not exist on this day.
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn clocks_go_back_and_a_daily_run_is_not_doubled() {
         let daily = schedule("30 2 * * *", chrono_tz::Europe::Berlin, Misfire::Once);
-        let found = times(&daily, "2026-10-24T00:00:00Z", 3);
+        let found = shown(&daily, "2026-10-24T00:00:00Z", 3);
         assert_eq!(
             found,
             [

@@ -22,6 +22,7 @@ mod kill;
 mod library;
 mod main_job;
 mod models;
+mod monitoring;
 mod object_store;
 mod oracles;
 mod pipelines;
