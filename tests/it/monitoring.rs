@@ -162,8 +162,15 @@ fn check_metrics(metrics: &str) {
         .write_all(metrics.as_bytes())
         .unwrap();
     let output = child.wait_with_output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
-    assert!(output.status.success() && said.is_empty(), "{said}\n{metrics}");
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        stderr(&output)
+    );
+    assert!(
+        output.status.success() && said.is_empty(),
+        "{said}\n{metrics}"
+    );
 }
 
 #[test]
@@ -181,7 +188,11 @@ fn promtool_finds_nothing_wrong_with_the_configuration_and_the_rules() {
             .current_dir(root())
             .output()
             .unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", stderr(&output));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            stderr(&output)
+        );
     }
 }
 
@@ -233,10 +244,19 @@ fn a_command_tells_how_it_ended_whichever_way() {
         value(&metrics, &format!("{name}{labels}"))
             .or_else(|| value(&metrics, &format!("{name}{labels_in_order}")))
     };
-    assert_eq!(of("sparse_command_last_input_bytes"), report["original_bytes"].as_f64());
-    assert_eq!(of("sparse_command_last_delta_bytes"), report["artifact_bytes"].as_f64());
+    assert_eq!(
+        of("sparse_command_last_input_bytes"),
+        report["original_bytes"].as_f64()
+    );
+    assert_eq!(
+        of("sparse_command_last_delta_bytes"),
+        report["artifact_bytes"].as_f64()
+    );
     let code = |command: &str| {
-        value(&read(), &format!("sparse_command_last_exit_code{{command=\"{command}\"}}"))
+        value(
+            &read(),
+            &format!("sparse_command_last_exit_code{{command=\"{command}\"}}"),
+        )
     };
     assert_eq!(code("compress"), Some(0.0));
     assert!(metrics.contains("sparse_command_last_success_timestamp_seconds"));
@@ -298,10 +318,20 @@ fn a_command_tells_how_it_ended_whichever_way() {
     // The cache, as its statistics have it.
     run_ok(
         work.path(),
-        &["cache", "stats", "--metrics-file", &path, "--max-size-gb", "2"],
+        &[
+            "cache",
+            "stats",
+            "--metrics-file",
+            &path,
+            "--max-size-gb",
+            "2",
+        ],
     );
     assert_eq!(value(&read(), "sparse_cache_limit_bytes"), Some(2e9));
-    assert_eq!(value(&read(), "sparse_cache_requests_total{result=\"hit\"}"), Some(0.0));
+    assert_eq!(
+        value(&read(), "sparse_cache_requests_total{result=\"hit\"}"),
+        Some(0.0)
+    );
 
     // Ctrl-C, once the statement before is done.
     let marker = work.path().join("marker.csv");
@@ -314,7 +344,13 @@ fn a_command_tells_how_it_ended_whichever_way() {
         .unwrap();
     wait("the first statement", || marker.exists().then_some(()));
     let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(code("sql"), Some(130.0));
     assert_eq!(
@@ -331,7 +367,10 @@ fn metrics_that_cannot_be_handed_over_do_not_undo_what_was_done() {
     let work = tempfile::tempdir().unwrap();
     for (answer, warns) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", false),
-        ("HTTP/1.1 400 Bad Request\r\nContent-Length: 4\r\n\r\nno!\n", true),
+        (
+            "HTTP/1.1 400 Bad Request\r\nContent-Length: 4\r\n\r\nno!\n",
+            true,
+        ),
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/some/where/", listener.local_addr().unwrap());
@@ -354,7 +393,10 @@ fn metrics_that_cannot_be_handed_over_do_not_undo_what_was_done() {
             Some(0.0)
         );
         assert_eq!(body, std::fs::read_to_string(&file).unwrap());
-        assert_eq!(stderr(&output).contains("warning: --metrics-push: it answered 400"), warns);
+        assert_eq!(
+            stderr(&output).contains("warning: --metrics-push: it answered 400"),
+            warns
+        );
     }
     let nobody = format!("http://{}", free_address());
     let below_a_file = text(&work.path().join("both.prom/x.prom"));
@@ -368,7 +410,10 @@ fn metrics_that_cannot_be_handed_over_do_not_undo_what_was_done() {
         let output = run(work.path(), &all);
         let said = stderr(&output);
         assert!(output.status.success(), "{arguments:?}: {said}");
-        assert!(said.contains("warning: ") && said.contains(needle), "{said}");
+        assert!(
+            said.contains("warning: ") && said.contains(needle),
+            "{said}"
+        );
     }
 }
 
@@ -397,11 +442,22 @@ stages:
     let damaged = work.at("damaged");
     run_ok(
         work.path(),
-        &["compress", &example("base"), &example("sft"), "-o", &text(&damaged)],
+        &[
+            "compress",
+            &example("base"),
+            &example("sft"),
+            "-o",
+            &text(&damaged),
+        ],
     );
     // The cache has a miss and a hit.
     for _ in 0..2 {
-        let made = ["cache", "get-or-reconstruct", &example("base"), &text(&damaged)];
+        let made = [
+            "cache",
+            "get-or-reconstruct",
+            &example("base"),
+            &text(&damaged),
+        ];
         run_ok(work.path(), &made);
     }
     let largest = files(&damaged).into_iter().max_by_key(|(_, b)| b.len());
@@ -416,7 +472,9 @@ stages:
 
 /// A pipeline that fails, with its metrics pushed.
 fn failed(gateway: &str) -> Work {
-    let work = Work::new("name: failing\nstages:\n  - name: a\n    sql: SELECT CAST(x AS INT) AS x FROM (VALUES ('no')) AS t(x)\n");
+    let work = Work::new(
+        "name: failing\nstages:\n  - name: a\n    sql: SELECT CAST(x AS INT) AS x FROM (VALUES ('no')) AS t(x)\n",
+    );
     let url = format!("http://{gateway}");
     assert_eq!(work.run(&["--metrics-push", &url]).0, 1);
     work
@@ -431,11 +489,15 @@ fn expected(report: &Value) -> BTreeMap<String, f64> {
     for stage in report["stages"].as_array().unwrap() {
         let name = stage["stage"].as_str().unwrap();
         add(
-            format!("sparse_stage_runs_total{{pipeline='watched',stage='{name}',status='succeeded'}}"),
+            format!(
+                "sparse_stage_runs_total{{pipeline='watched',stage='{name}',status='succeeded'}}"
+            ),
             &1.into(),
         );
         add(
-            format!("sparse_stage_attempts_total{{pipeline='watched',stage='{name}',status='succeeded'}}"),
+            format!(
+                "sparse_stage_attempts_total{{pipeline='watched',stage='{name}',status='succeeded'}}"
+            ),
             &stage["attempts"],
         );
         add(
@@ -443,17 +505,26 @@ fn expected(report: &Value) -> BTreeMap<String, f64> {
             &1.into(),
         );
         for bytes in stage["bytes"].as_array().unwrap() {
-            let (kind, codec) = (bytes["kind"].as_str().unwrap(), bytes["codec"].as_str().unwrap());
+            let (kind, codec) = (
+                bytes["kind"].as_str().unwrap(),
+                bytes["codec"].as_str().unwrap(),
+            );
             add(
                 format!("sparse_input_bytes_total{{pipeline='watched',kind='{kind}'}}"),
                 &bytes["input_bytes"],
             );
             add(
-                format!("sparse_delta_bytes_total{{pipeline='watched',kind='{kind}',codec='{codec}'}}"),
+                format!(
+                    "sparse_delta_bytes_total{{pipeline='watched',kind='{kind}',codec='{codec}'}}"
+                ),
                 &bytes["delta_bytes"],
             );
-            let saved = bytes["input_bytes"].as_u64().unwrap() - bytes["delta_bytes"].as_u64().unwrap();
-            add("sparse_saved_bytes_total{pipeline='watched'}".to_owned(), &saved.into());
+            let saved =
+                bytes["input_bytes"].as_u64().unwrap() - bytes["delta_bytes"].as_u64().unwrap();
+            add(
+                "sparse_saved_bytes_total{pipeline='watched'}".to_owned(),
+                &saved.into(),
+            );
         }
         for (class, rows) in stage["dataset_rows"].as_object().unwrap() {
             add(
@@ -490,11 +561,21 @@ fn what_the_daemon_exposes_is_what_the_run_reported() {
         let series = format!("sparse_dataset_rows_total{{pipeline='watched',class='{class}'}}");
         assert!(all.contains_key(&series), "{report}");
     }
-    assert!(all["sparse_verify_failures_total{pipeline='watched'}"] >= 1.0, "{report}");
-    assert_eq!(all["sparse_check_failures_total{pipeline='watched',severity='warn'}"], 1.0);
+    assert!(
+        all["sparse_verify_failures_total{pipeline='watched'}"] >= 1.0,
+        "{report}"
+    );
+    assert_eq!(
+        all["sparse_check_failures_total{pipeline='watched',severity='warn'}"],
+        1.0
+    );
     for (series, wanted) in all {
         let series = series.replace('\'', "\"");
-        assert_eq!(value(&metrics, &series), Some(wanted), "{series}\n{metrics}");
+        assert_eq!(
+            value(&metrics, &series),
+            Some(wanted),
+            "{series}\n{metrics}"
+        );
     }
     for (series, wanted) in [
         ("sparse_cache_requests_total{result=\"miss\"}", 1.0),
@@ -536,7 +617,9 @@ fn prometheus_scrapes_what_was_reported_and_every_panel_has_data() {
     // What the gateway has is grouped by job and pipeline or command, and promtool likes it.
     let pushed = get(&gateway, "/metrics").body;
     assert!(
-        pushed.contains("sparse_command_last_exit_code{command=\"compress\",instance=\"\",job=\"sparse\"} 0"),
+        pushed.contains(
+            "sparse_command_last_exit_code{command=\"compress\",instance=\"\",job=\"sparse\"} 0"
+        ),
         "{pushed}"
     );
     assert!(
@@ -558,11 +641,20 @@ fn prometheus_scrapes_what_was_reported_and_every_panel_has_data() {
         assert_eq!(found[0].1, wanted, "{series}");
     }
     for (series, wanted) in [
-        ("sparse_command_last_input_bytes{command='compress',job='sparse'}", "original_bytes"),
-        ("sparse_command_last_delta_bytes{command='compress',job='sparse'}", "artifact_bytes"),
+        (
+            "sparse_command_last_input_bytes{command='compress',job='sparse'}",
+            "original_bytes",
+        ),
+        (
+            "sparse_command_last_delta_bytes{command='compress',job='sparse'}",
+            "artifact_bytes",
+        ),
     ] {
         let found = query(&prometheus, series, None);
-        assert_eq!((found.len(), Some(found[0].1)), (1, compressed[wanted].as_f64()));
+        assert_eq!(
+            (found.len(), Some(found[0].1)),
+            (1, compressed[wanted].as_f64())
+        );
     }
     let failed = "sparse_pipeline_runs_total{pipeline='failing',status='failed',job='sparse'}";
     assert_eq!(query(&prometheus, failed, None)[0].1, 1.0);
@@ -570,7 +662,10 @@ fn prometheus_scrapes_what_was_reported_and_every_panel_has_data() {
     let stages = report["stages"].as_array().unwrap().iter();
     let reported: f64 = stages.map(|stage| stage["seconds"].as_f64().unwrap()).sum();
     let scraped = query(&prometheus, seconds, None)[0].1;
-    assert!((scraped - reported).abs() < 0.5 + 0.2 * reported, "{scraped} {reported}");
+    assert!(
+        (scraped - reported).abs() < 0.5 + 0.2 * reported,
+        "{scraped} {reported}"
+    );
 
     for (panel, promql) in dashboard() {
         wait(&format!("data for {panel:?}: {promql}"), || {
@@ -578,7 +673,10 @@ fn prometheus_scrapes_what_was_reported_and_every_panel_has_data() {
         });
     }
     // Recording rules have recorded, no rule is in error, and the failure of the one pipeline is an alert.
-    for (name, _) in rules(&prometheus).iter().filter(|(name, _)| name.contains(':')) {
+    for (name, _) in rules(&prometheus)
+        .iter()
+        .filter(|(name, _)| name.contains(':'))
+    {
         wait(&format!("data of {name}"), || {
             (!query(&prometheus, name, None).is_empty()).then_some(())
         });
@@ -629,16 +727,30 @@ fn every_rule_and_panel_has_data_in_a_bad_week() {
     let url = format!("http://{gateway}");
     run_ok(
         work.path(),
-        &["compress", &example("base"), &example("sft"), "-o", &delta, "--metrics-push", &url],
+        &[
+            "compress",
+            &example("base"),
+            &example("sft"),
+            "-o",
+            &delta,
+            "--metrics-push",
+            &url,
+        ],
     );
     // The series are those that are really exposed; only their values are put into the past.
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs();
     let end = now / 60 * 60 - 3 * 3600;
     let mut times: Vec<u64> = (1..=8 * 24).rev().map(|hours| end - hours * 3600).collect();
     times.extend((0..60).rev().map(|minutes| end - minutes * 60));
     let mut history = String::new();
     let exposed = [
-        (daemon.get("/metrics").body, "job=\"sparse\",instance=\"here\""),
+        (
+            daemon.get("/metrics").body,
+            "job=\"sparse\",instance=\"here\"",
+        ),
         (ours(&get(&gateway, "/metrics").body), "scraped=\"gateway\""),
     ];
     for (metrics, labels) in &exposed {

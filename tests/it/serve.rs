@@ -304,9 +304,15 @@ fn what_changes_is_read_again() {
     });
 
     // A pipeline that became wrong stays as it was, and says so.
-    work.write("one.yaml", "name: one\nstages:\n  - { name: a, sql: SELEC }\n");
+    work.write(
+        "one.yaml",
+        "name: one\nstages:\n  - { name: a, sql: SELEC }\n",
+    );
     let told = wait("a problem", || problems().pop());
-    assert!(told.contains("one.yaml") && told.contains("SELEC"), "{told}");
+    assert!(
+        told.contains("one.yaml") && told.contains("SELEC"),
+        "{told}"
+    );
     assert!(daemon.get("/").body.contains("one.yaml"));
     daemon.ask("one");
     daemon.wait_for("one", "succeeded", 1);
@@ -381,7 +387,10 @@ fn runs_that_overlap_are_dropped_queued_or_replace_the_one_before() {
         let queue = queue.iter().find(|p| p["pipeline"] == "queue").unwrap();
         (queue["queued"].as_u64().unwrap() >= 2).then_some(())
     });
-    assert_eq!((daemon.runs("forbid").len(), daemon.runs("queue").len()), (1, 1));
+    assert_eq!(
+        (daemon.runs("forbid").len(), daemon.runs("queue").len()),
+        (1, 1)
+    );
     assert_eq!(missed("queue"), 0.0);
 
     // Cancelling the one under way lets the next one begin.
@@ -466,8 +475,9 @@ fn stopped_or_killed_it_takes_up_what_was_asked_for() {
         let daemon = Daemon::start(&work, &[]);
         let done = wait("the three runs", || {
             let runs = daemon.runs("taken");
-            (runs.len() == 4 * (round + 1) && runs[..3].iter().all(|run| run["status"] == "succeeded"))
-                .then_some(runs)
+            (runs.len() == 4 * (round + 1)
+                && runs[..3].iter().all(|run| run["status"] == "succeeded"))
+            .then_some(runs)
         });
         assert_eq!(done[3]["status"], left, "{signal}");
         assert!(done[..4].iter().all(|run| run["trigger"] == "api"));
@@ -508,7 +518,11 @@ fn stopped_or_killed_it_takes_up_what_was_asked_for() {
 fn a_run_by_hand_and_the_daemon_do_not_disturb_each_other() {
     let work = Work::new(&one_stage("shared", "", WAITS));
     let daemon = Daemon::start(&work, &[]);
-    let mut by_hand = work.sparse("run", &[]).stdout(Stdio::null()).spawn().unwrap();
+    let mut by_hand = work
+        .sparse("run", &[])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
     daemon.wait_for("shared", "running", 1);
     work.write("pipeline.yaml", &one_stage("shared", "", QUICK));
     daemon.ask("shared");
@@ -517,7 +531,13 @@ fn a_run_by_hand_and_the_daemon_do_not_disturb_each_other() {
     std::thread::sleep(std::time::Duration::from_millis(600));
     assert_eq!((queued(), daemon.runs("shared").len()), (Some(1), 1));
     let id = by_hand.id().to_string();
-    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
     assert_eq!(by_hand.wait().unwrap().code(), Some(130));
     let run = daemon.wait_for("shared", "succeeded", 1);
     assert_eq!(run["trigger"], "api");
@@ -582,7 +602,15 @@ fn the_page_shows_runs_stages_progress_logs_and_savings_without_a_script() {
         );
         // Live: it asks for itself again.
         assert!(page.body.contains("<meta http-equiv=\"refresh\""));
-        for needle in ["<svg", "models", "compress", "waits", "report", "running", "2 of 3 items"] {
+        for needle in [
+            "<svg",
+            "models",
+            "compress",
+            "waits",
+            "report",
+            "running",
+            "2 of 3 items",
+        ] {
             assert!(page.body.contains(needle), "{needle}: {}", page.body);
         }
     }
@@ -661,8 +689,17 @@ fn a_browser_without_javascript_draws_the_page() {
         let picture = work.at("page.png");
         let _ = std::fs::remove_file(&picture);
         let output = Command::new(browser)
-            .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"])
-            .args(["--no-first-run", "--disable-dev-shm-usage", "--force-device-scale-factor=1"])
+            .args([
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--hide-scrollbars",
+            ])
+            .args([
+                "--no-first-run",
+                "--disable-dev-shm-usage",
+                "--force-device-scale-factor=1",
+            ])
             .arg("--window-size=1100,900")
             .arg(format!("--user-data-dir={}", text(&work.at("profile"))))
             .arg(format!("--screenshot={}", text(&picture)))
@@ -680,7 +717,10 @@ fn a_browser_without_javascript_draws_the_page() {
         arguments.extend(colours.map(str::to_owned));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let seen: Value = serde_json::from_str(&run_python(&python, PIXELS, &arguments)).unwrap();
-        assert_eq!((&seen["width"], &seen["height"]), (&1100.into(), &900.into()));
+        assert_eq!(
+            (&seen["width"], &seen["height"]),
+            (&1100.into(), &900.into())
+        );
         let count = |at: usize| seen["counts"][colours[at]].as_u64().unwrap();
         // Two boxes of 190 by 56 pixels with borders of 2 are green, one is blue.
         assert!(
@@ -699,7 +739,13 @@ fn a_token_of_a_file_and_arguments_that_make_no_sense() {
     let post = |token: &str| {
         let token = format!("Bearer {token}");
         let headers = [("Authorization", token.as_str())];
-        request(&daemon.address, "POST", "/api/pipelines/token/runs", &headers).unwrap()
+        request(
+            &daemon.address,
+            "POST",
+            "/api/pipelines/token/runs",
+            &headers,
+        )
+        .unwrap()
     };
     assert_eq!((post(TOKEN).status, post("from-a-file").status), (401, 202));
     drop(daemon);

@@ -394,9 +394,7 @@ impl Daemon {
                     _ => missed += 1,
                 }
             }
-            let ids = self
-                .state
-                .put_schedule(name, due.seen, missed, &asked)?;
+            let ids = self.state.put_schedule(name, due.seen, missed, &asked)?;
             for (id, (trigger, time)) in ids.into_iter().zip(asked) {
                 slot.queue.push_back(Asked {
                     id,

@@ -101,7 +101,8 @@ fn run(row: &Row<'_>) -> rusqlite::Result<RunRow> {
     })
 }
 
-const TRY: &str = "SELECT run, stage, item, attempt, status, reason, started_ms, ended_ms, error FROM attempts";
+const TRY: &str =
+    "SELECT run, stage, item, attempt, status, reason, started_ms, ended_ms, error FROM attempts";
 
 fn attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
     Ok(AttemptRow {
