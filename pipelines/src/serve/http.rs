@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use datafusion::common::runtime::SpawnedTask;
 use serde::Deserialize;
 use serde_json::json;
 use sparse_cache::CacheError;
@@ -157,7 +158,7 @@ async fn metrics(Shared(daemon): App) -> Result<Response, Refused> {
     metrics.history(&daemon.state, None)?;
     if let Some(cache) = daemon.options.cache.clone() {
         // It waits for the cache's locks.
-        let told = tokio::task::spawn_blocking(move || Ok((cache.get_stats()?, cache.jobs())));
+        let told = SpawnedTask::spawn_blocking(move || Ok((cache.get_stats()?, cache.jobs())));
         match told.await {
             Ok(Ok((stats, jobs))) => metrics.cache(&stats, &jobs),
             Ok(Err::<_, CacheError>(error)) => tracing::warn!("the metrics of the cache: {error}"),
