@@ -14,9 +14,9 @@ use sparse_store::hash::Sha256;
 use sparse_store::{Model, Pair, TensorHandle};
 
 use crate::artifact::FRAME_SIZE;
-use crate::compress::Mode;
 use crate::index::{BaseRef, BlockRow, Source, TensorRow, checksum};
 use crate::manifest::{Blob, Lossy};
+use crate::mode::Mode;
 use crate::payload::PayloadWriter;
 use crate::pipeline::{self, Sink, Stage};
 use crate::progress::{Stop, Ticker};

@@ -11,9 +11,9 @@ use sparse_store::hash::Sha256;
 use sparse_store::{CarriedFile, Model};
 
 use crate::DeltaError;
-use crate::compress::Mode;
 use crate::error::During;
 use crate::manifest::FORMAT_VERSION;
+use crate::mode::Mode;
 use crate::progress::{Stop, Ticker};
 
 /// Bytes hashed between two looks at the wish to stop.

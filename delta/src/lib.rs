@@ -22,6 +22,7 @@ mod index;
 mod info;
 mod manifest;
 mod merge;
+mod mode;
 mod modules;
 mod paths;
 mod payload;
@@ -39,7 +40,7 @@ mod unmerge;
 mod verify;
 
 pub use benchmark::{Benchmark, BenchmarkReport, Estimate, Measurement};
-pub use compress::{Compress, Mode, StagedDelta};
+pub use compress::{Compress, StagedDelta};
 pub use diff::{Diff, DiffRow};
 pub use error::DeltaError;
 pub use info::Info;
@@ -48,6 +49,7 @@ pub use manifest::{
     IndexEntry, Lossy, PayloadEntry,
 };
 pub use merge::MergeRule;
+pub use mode::Mode;
 pub use paths::delta_store_dir;
 pub use progress::{CancelToken, Progress};
 pub use reconstruct::{Reconstruct, StagedModel};

@@ -1,5 +1,7 @@
 //! A decoder-only model, run layer by layer over all prompts at once: of its weights only one layer is in memory.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 
 use crate::InferenceError;
@@ -78,7 +80,7 @@ impl Outputs {
     pub(crate) fn logits(
         &self,
         prompt: usize,
-        positions: std::ops::Range<usize>,
+        positions: Range<usize>,
     ) -> Result<Vec<f32>, InferenceError> {
         let state = self
             .states
@@ -157,14 +159,28 @@ impl Linear {
     }
 }
 
+/// Most scores of an attention that are in memory at a time.
+const SCORES: usize = 16 << 20;
+
 /// Causal attention. `q` is `[heads, tokens, width]`, `k` and `v` have as many heads or a part of them; the result is
-/// `[tokens, heads * width]`.
+/// `[tokens, heads * width]`. Worked on in runs of positions: the scores of all would need the square of their number.
 pub(crate) fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     scale: f64,
     window: Option<usize>,
+) -> Result<Tensor, InferenceError> {
+    attention_within(q, k, v, scale, window, SCORES)
+}
+
+fn attention_within(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    scale: f64,
+    window: Option<usize>,
+    most: usize,
 ) -> Result<Tensor, InferenceError> {
     let (heads, tokens, width) = q.dims3()?;
     let shared = heads / k.dim(0)?.max(1);
@@ -178,18 +194,31 @@ pub(crate) fn attention(
             .reshape((heads, tokens, width))?)
     };
     let (k, v) = (spread(k)?, spread(v)?);
-    let scores = (q.contiguous()?.matmul(&k.t()?)? * scale)?;
-    let scores = scores.broadcast_add(&mask(tokens, window)?)?;
-    let out = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?;
+    let run = (most / (heads * tokens).max(1)).clamp(1, tokens.max(1));
+    let mut parts = Vec::new();
+    for start in (0..tokens).step_by(run) {
+        let end = tokens.min(start + run);
+        // What the first of the run sees of what is before it, to what the last sees: itself.
+        let from = window.map_or(0, |w| (start + 1).saturating_sub(w));
+        let keys = |x: &Tensor| -> Result<Tensor, InferenceError> {
+            Ok(x.narrow(1, from, end - from)?.contiguous()?)
+        };
+        let q = q.narrow(1, start, end - start)?.contiguous()?;
+        let scores = (q.matmul(&keys(&k)?.t()?)? * scale)?;
+        let scores = scores.broadcast_add(&mask(start..end, from, window)?)?;
+        parts.push(candle_nn::ops::softmax_last_dim(&scores)?.matmul(&keys(&v)?)?);
+    }
+    let out = Tensor::cat(&parts, 1)?;
     Ok(out.transpose(0, 1)?.reshape((tokens, heads * width))?)
 }
 
-/// Zero where a position may look, minus infinity elsewhere.
-fn mask(tokens: usize, window: Option<usize>) -> Result<Tensor, InferenceError> {
+/// Zero where a position of a run may look, minus infinity elsewhere; the columns are the positions from `first` on.
+fn mask(run: Range<usize>, first: usize, window: Option<usize>) -> Result<Tensor, InferenceError> {
     let seen = |from: usize, to: usize| to <= from && window.is_none_or(|w| to + w > from);
-    let values: Vec<f32> = (0..tokens)
+    let (rows, end) = (run.len(), run.end);
+    let values: Vec<f32> = run
         .flat_map(|from| {
-            (0..tokens).map(move |to| {
+            (first..end).map(move |to| {
                 if seen(from, to) {
                     0.0
                 } else {
@@ -198,5 +227,30 @@ fn mask(tokens: usize, window: Option<usize>) -> Result<Tensor, InferenceError> 
             })
         })
         .collect();
-    Ok(Tensor::from_vec(values, (tokens, tokens), &Device::Cpu)?)
+    Ok(Tensor::from_vec(values, (rows, end - first), &Device::Cpu)?)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests {
+    use super::*;
+
+    /// However few scores there is room for, attention is the same.
+    #[test]
+    fn runs_of_positions_are_the_whole() {
+        let random = |heads: usize| Tensor::rand(-1_f32, 1., (heads, 37, 8), &Device::Cpu).unwrap();
+        let (q, k, v) = (random(4), random(2), random(2));
+        for window in [None, Some(1), Some(5), Some(100)] {
+            let of = |most| {
+                let out = attention_within(&q, &k, &v, 0.3, window, most).unwrap();
+                out.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            let whole = of(usize::MAX);
+            assert!(whole.iter().all(|x| x.is_finite()));
+            for most in [0, 1, 4 * 37 * 3, 4 * 37 * 36] {
+                let apart = of(most);
+                assert!(apart.iter().zip(&whole).all(|(a, b)| (a - b).abs() < 1e-5));
+            }
+        }
+    }
 }

@@ -264,7 +264,10 @@ impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.work {
             Work::Row(row) => {
-                let given: Vec<&str> = row.iter().map(|v| v.as_deref().unwrap_or("NULL")).collect();
+                let given: Vec<String> = row
+                    .iter()
+                    .map(|v| v.as_deref().map_or_else(|| "NULL".into(), quoted))
+                    .collect();
                 write!(f, "{}", given.join(", "))?;
             }
             Work::Query(plan) => write!(f, "{}", plan.display_indent())?,
@@ -274,6 +277,11 @@ impl fmt::Display for Call {
             options => write!(f, ", {options}"),
         }
     }
+}
+
+/// A literal of SQL: no two inputs look alike.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "''"))
 }
 
 fn input_names(spec: &Spec) -> String {

@@ -157,6 +157,7 @@ mod tests {
     use std::task::{Context, Poll};
 
     use arrow::array::{ArrayRef, Int64Array};
+    use datafusion::common::runtime::SpawnedTask;
     use datafusion::execution::SendableRecordBatchStream;
     use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
     use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
@@ -215,7 +216,7 @@ mod tests {
                 runtime: Handle::current(),
                 bytes: Arc::default(),
             };
-            let found: Vec<bool> = tokio::task::spawn_blocking(move || {
+            let found: Vec<bool> = SpawnedTask::spawn_blocking(move || {
                 let batches = rows.read().unwrap();
                 batches.map(|batch| batch.is_ok()).collect()
             })

@@ -147,9 +147,12 @@ fn show(found: &Validation, talks: bool) -> Result<(), Failure> {
     if talks {
         writeln!(
             out,
-            "judged {} on {} prompts in {:.1} s",
+            "judged {} on {} in {:.1} s",
             found.candidate,
-            found.prompts.len(),
+            match found.prompts.len() {
+                1 => "1 prompt".into(),
+                count => format!("{count} prompts"),
+            },
             found.elapsed.as_secs_f64()
         )?;
     }

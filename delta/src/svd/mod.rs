@@ -8,6 +8,7 @@ mod compress;
 mod floats;
 mod manifest;
 mod plan;
+mod rank;
 mod reconstruct;
 mod resume;
 mod source;
@@ -18,8 +19,9 @@ pub(crate) use artifact::SvdArtifact;
 
 pub use adapters::Profile;
 pub(crate) use artifact::read_manifest;
-pub use compress::{StagedSvd, SvdCompress, SvdMetrics, SvdOutcome, SvdRank};
+pub use compress::{StagedSvd, SvdCompress, SvdMetrics, SvdOutcome};
 pub use manifest::{AdapterEntry, Kept, Quality, SvdDeltaManifest, SvdFile, SvdRow, SvdTensor};
+pub use rank::SvdRank;
 pub(crate) use verify::verify;
 
 pub use reconstruct::{StagedApproximation, SvdReconstruct, SvdReconstructOutcome};
