@@ -139,6 +139,7 @@ pub struct Engine {
     force: Force,
     trigger: String,
     scheduled_ms: Option<i64>,
+    asked: Option<i64>,
 }
 
 impl Engine {
@@ -159,6 +160,7 @@ impl Engine {
             force: Force::default(),
             trigger: "manual".to_owned(),
             scheduled_ms: None,
+            asked: None,
         })
     }
 
@@ -188,6 +190,13 @@ impl Engine {
     pub fn trigger(mut self, trigger: &str, scheduled_ms: Option<i64>) -> Self {
         trigger.clone_into(&mut self.trigger);
         self.scheduled_ms = scheduled_ms;
+        self
+    }
+
+    /// What the daemon's queue knows the run by: once it ended, unless it was stopped, it is asked for no longer.
+    #[must_use]
+    pub(crate) fn asked(mut self, id: i64) -> Self {
+        self.asked = Some(id);
         self
     }
 
@@ -373,7 +382,7 @@ impl Engine {
             Err(error) => {
                 let message = self.pipeline.redact(&error.to_string());
                 self.state
-                    .end_run(&id, Status::Failed.name(), Some(&message))?;
+                    .end_run(&id, Status::Failed.name(), Some(&message), self.asked)?;
                 return Err(error);
             }
         };
@@ -394,7 +403,9 @@ impl Engine {
             let error = stage.error.as_ref()?;
             Some(format!("stage {}: {error}", stage.stage))
         });
-        self.state.end_run(&id, status.name(), error.as_deref())?;
+        let answered = self.asked.filter(|_| status != Status::Cancelled);
+        self.state
+            .end_run(&id, status.name(), error.as_deref(), answered)?;
         (self.observer)(&Event::RunEnds(&summary));
         let ended = match status {
             Status::Succeeded => "COMPLETE",

@@ -19,6 +19,16 @@ const BOUNDS: [f64; 12] = [
     0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 7200.0, 14_400.0, 43_200.0,
 ];
 
+/// A count that went through SQLite as a number with a point.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counts of rows"
+)]
+fn whole(count: f64) -> u64 {
+    count as u64
+}
+
 /// Metrics in the making.
 #[derive(Default)]
 pub struct Metrics {
@@ -110,25 +120,30 @@ impl Metrics {
         self.family(name, help, MetricType::COUNTER).push(metric);
     }
 
+    /// `buckets`: by bound, how many were no longer.
     fn histogram(
         &mut self,
         name: &'static str,
         help: &str,
         pairs: &[(&str, &str)],
-        seconds: &[f64],
+        (count, sum): (f64, f64),
+        buckets: &[f64],
     ) {
-        let mut buckets = Vec::new();
-        let count = |bound: f64| seconds.iter().filter(|s| **s <= bound).count() as u64;
-        for bound in BOUNDS {
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(bound);
-            bucket.set_cumulative_count(count(bound));
-            buckets.push(bucket);
-        }
         let mut histogram = Histogram::default();
-        histogram.set_bucket(buckets);
-        histogram.set_sample_count(seconds.len() as u64);
-        histogram.set_sample_sum(seconds.iter().sum());
+        histogram.set_bucket(
+            BOUNDS
+                .into_iter()
+                .zip(buckets)
+                .map(|(bound, count)| {
+                    let mut bucket = Bucket::default();
+                    bucket.set_upper_bound(bound);
+                    bucket.set_cumulative_count(whole(*count));
+                    bucket
+                })
+                .collect(),
+        );
+        histogram.set_sample_count(whole(count));
+        histogram.set_sample_sum(sum);
         let mut metric = Metric::from_label(labels(pairs));
         metric.set_histogram(histogram);
         self.family(name, help, MetricType::HISTOGRAM).push(metric);
@@ -267,24 +282,32 @@ impl Metrics {
             || "1 = 1".to_owned(),
             |name| format!("pipeline = '{}'", name.replace('\'', "''")),
         );
-        let rows = |sql: &str| state.numbers(&sql.replace("{only}", &only));
+        let rows = |sql: &str, labels| state.numbers(&sql.replace("{only}", &only), labels);
         for (sql, name, help, keys) in COUNTERS {
-            for (values, value) in rows(sql)? {
-                self.counter(name, help, &pair(keys, &values), value);
+            for (values, numbers) in rows(sql, keys.len())? {
+                self.counter(name, help, &pair(keys, &values), numbers.iter().sum());
             }
         }
         for (sql, name, help, keys) in GAUGES {
-            for (values, value) in rows(sql)? {
-                self.gauge(name, help, &pair(keys, &values), value);
+            for (values, numbers) in rows(sql, keys.len())? {
+                self.gauge(name, help, &pair(keys, &values), numbers.iter().sum());
             }
         }
-        for (sql, name, help) in HISTOGRAMS {
-            let mut all: BTreeMap<Vec<String>, Vec<f64>> = BTreeMap::new();
-            for (values, value) in rows(sql)? {
-                all.entry(values).or_default().push(value);
-            }
-            for (values, seconds) in all {
-                self.histogram(name, help, &pair(&["pipeline", "stage"], &values), &seconds);
+        let keys = ["pipeline", "stage"];
+        for (seconds, from, name, help) in HISTOGRAMS {
+            // Counted by SQLite: a history has many more rows than stages.
+            let buckets: Vec<String> = BOUNDS
+                .iter()
+                .map(|bound| format!("sum({seconds} <= {bound})"))
+                .collect();
+            let sql = format!(
+                "SELECT pipeline, stage, count(*), sum({seconds}), {} FROM {from} GROUP BY 1, 2",
+                buckets.join(", ")
+            );
+            for (values, numbers) in rows(&sql, keys.len())? {
+                if let [count, sum, buckets @ ..] = numbers.as_slice() {
+                    self.histogram(name, help, &pair(&keys, &values), (*count, *sum), buckets);
+                }
             }
         }
         Ok(())
@@ -437,15 +460,17 @@ const GAUGES: &[Family] = &[
     ),
 ];
 
-const HISTOGRAMS: [(&str, &str, &str); 2] = [
+/// Seconds, the rows they are of, name, help.
+const HISTOGRAMS: [(&str, &str, &str, &str); 2] = [
     (
-        "SELECT pipeline, stage, (ended_ms - started_ms) / 1000.0 FROM stages
-         WHERE {only} AND ended_ms IS NOT NULL AND status IN ('succeeded', 'failed', 'checks_failed')",
+        "(ended_ms - started_ms) / 1000.0",
+        "stages WHERE {only} AND ended_ms IS NOT NULL AND status IN ('succeeded', 'failed', 'checks_failed')",
         "sparse_stage_duration_seconds",
         "How long stages ran that were not up to date.",
     ),
     (
-        "SELECT pipeline, stage, queued_ms / 1000.0 FROM attempts WHERE {only}",
+        "queued_ms / 1000.0",
+        "attempts WHERE {only}",
         "sparse_stage_queue_seconds",
         "How long statements waited for concurrency, memory and GPU tokens.",
     ),

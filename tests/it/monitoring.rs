@@ -14,7 +14,7 @@ use crate::http::{free_address, get, wait};
 use crate::pipelines::Work;
 use crate::serve::{Daemon, value};
 use crate::support::{
-    example, files, on_path, root, run, run_fails, run_json, run_ok, sparse, stderr, text,
+    damage, example, on_path, root, run, run_fails, run_json, run_ok, signal, sparse, stderr, text,
 };
 
 /// A server that is killed when dropped.
@@ -62,7 +62,7 @@ fn gateway(program: &str) -> (Service, String) {
 }
 
 /// Prometheus, with the configuration and the rules of `monitoring/`; only addresses and intervals are other ones.
-fn prometheus(program: &str, work: &Path, daemon: &str, gateway: &str) -> (Service, String) {
+fn prometheus(work: &Path, daemon: &str, gateway: &str) -> (Service, String) {
     let monitoring = root().join("monitoring");
     let mut config = std::fs::read_to_string(monitoring.join("prometheus.yml")).unwrap();
     for (shipped, here) in [
@@ -82,7 +82,7 @@ fn prometheus(program: &str, work: &Path, daemon: &str, gateway: &str) -> (Servi
         format!("--storage.tsdb.path={}", text(&work.join("tsdb"))),
         format!("--web.listen-address={address}"),
     ];
-    (start(program, &arguments, &address), address)
+    (start("prometheus", &arguments, &address), address)
 }
 
 /// What a query returns: labels and value of each series.
@@ -276,11 +276,7 @@ fn a_command_tells_how_it_ended_whichever_way() {
     );
 
     // A verification that fails.
-    let largest = files(Path::new(&delta));
-    let (name, mut bytes) = largest.into_iter().max_by_key(|(_, b)| b.len()).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x55;
-    std::fs::write(Path::new(&delta).join(name), bytes).unwrap();
+    damage(Path::new(&delta));
     let output = run(work.path(), &["verify", &delta, "--metrics-file", &path]);
     assert!(!output.status.success());
     let failures = "sparse_command_last_verify_failures{command=\"verify\"}";
@@ -343,14 +339,7 @@ fn a_command_tells_how_it_ended_whichever_way() {
         .spawn()
         .unwrap();
     wait("the first statement", || marker.exists().then_some(()));
-    let id = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
+    signal(&child, "-INT");
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(code("sql"), Some(130.0));
     assert_eq!(
@@ -460,24 +449,19 @@ stages:
         ];
         run_ok(work.path(), &made);
     }
-    let largest = files(&damaged).into_iter().max_by_key(|(_, b)| b.len());
-    let (name, mut bytes) = largest.unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x55;
-    std::fs::write(damaged.join(name), bytes).unwrap();
+    damage(&damaged);
     let (code, report) = work.run(&[]);
     assert_eq!(code, 0, "{report}");
     (work, report)
 }
 
 /// A pipeline that fails, with its metrics pushed.
-fn failed(gateway: &str) -> Work {
+fn push_failure(gateway: &str) {
     let work = Work::new(
         "name: failing\nstages:\n  - name: a\n    sql: SELECT CAST(x AS INT) AS x FROM (VALUES ('no')) AS t(x)\n",
     );
     let url = format!("http://{gateway}");
     assert_eq!(work.run(&["--metrics-push", &url]).0, 1);
-    work
 }
 
 /// What the report of a run says that its metrics must say, too.
@@ -595,27 +579,55 @@ fn what_the_daemon_exposes_is_what_the_run_reported() {
     }
 }
 
-#[test]
-fn prometheus_scrapes_what_was_reported_and_every_panel_has_data() {
-    let (Some(prometheus_program), Some(gateway_program), Some(_)) = (
-        program(&["prometheus"]),
-        program(&["prometheus-pushgateway", "pushgateway"]),
-        program(&["promtool"]),
-    ) else {
-        return;
-    };
+/// A daemon with a history, and a gateway that a pipeline and a command pushed to.
+struct Scene {
+    work: Work,
+    /// Of the daemon's pipeline.
+    report: Value,
+    /// Of the command.
+    compressed: Value,
+    daemon: Daemon,
+    _gateway: Service,
+    gateway: String,
+}
+
+/// `None` where what it takes is not installed.
+fn scene() -> Option<Scene> {
+    let _ = (program(&["prometheus"])?, program(&["promtool"])?);
+    let (_gateway, gateway) = gateway(program(&["prometheus-pushgateway", "pushgateway"])?);
     let (work, report) = watched();
     let daemon = Daemon::start(&work, &[]);
-    let (_gateway, gateway) = gateway(gateway_program);
-    let _failing = failed(&gateway);
-    let url = format!("http://{gateway}");
-    let delta = text(&work.at("pushed"));
-    let compress = ["compress", &example("base"), &example("sft"), "-o", &delta];
-    let mut all = compress.to_vec();
-    all.extend(["--metrics-push", &url]);
-    let compressed = run_json(work.path(), &all);
+    push_failure(&gateway);
+    let (url, delta) = (format!("http://{gateway}"), text(&work.at("pushed")));
+    let (base, model) = (example("base"), example("sft"));
+    let arguments = [
+        "compress",
+        &base,
+        &model,
+        "-o",
+        &delta,
+        "--metrics-push",
+        &url,
+    ];
+    let compressed = run_json(work.path(), &arguments);
+    Some(Scene {
+        work,
+        report,
+        compressed,
+        daemon,
+        _gateway,
+        gateway,
+    })
+}
+
+#[test]
+fn prometheus_scrapes_what_was_reported_and_every_panel_has_data() {
+    let Some(scene) = scene() else {
+        return;
+    };
+    let (report, gateway) = (&scene.report, &scene.gateway);
     // What the gateway has is grouped by job and pipeline or command, and promtool likes it.
-    let pushed = get(&gateway, "/metrics").body;
+    let pushed = get(gateway, "/metrics").body;
     assert!(
         pushed.contains(
             "sparse_command_last_exit_code{command=\"compress\",instance=\"\",job=\"sparse\"} 0"
@@ -628,14 +640,13 @@ fn prometheus_scrapes_what_was_reported_and_every_panel_has_data() {
     );
     check_metrics(&ours(&pushed));
 
-    let (_prometheus, prometheus) =
-        prometheus(prometheus_program, work.path(), &daemon.address, &gateway);
+    let (_prometheus, prometheus) = prometheus(scene.work.path(), &scene.daemon.address, gateway);
     // Rates need two samples.
     wait("samples of both", || {
         let counts = "sum by (job) (count_over_time(up[5m])) >= 4 and sum by (job) (up) == 1";
         (query(&prometheus, counts, None).len() == 2).then_some(())
     });
-    for (series, wanted) in expected(&report) {
+    for (series, wanted) in expected(report) {
         let found = query(&prometheus, &series, None);
         assert_eq!(found.len(), 1, "{series}: {found:?}");
         assert_eq!(found[0].1, wanted, "{series}");
@@ -653,7 +664,7 @@ fn prometheus_scrapes_what_was_reported_and_every_panel_has_data() {
         let found = query(&prometheus, series, None);
         assert_eq!(
             (found.len(), Some(found[0].1)),
-            (1, compressed[wanted].as_f64())
+            (1, scene.compressed[wanted].as_f64())
         );
     }
     let failed = "sparse_pipeline_runs_total{pipeline='failing',status='failed',job='sparse'}";
@@ -712,31 +723,10 @@ fn past(series: &str, now: f64, end: u64, at: u64) -> f64 {
 
 #[test]
 fn every_rule_and_panel_has_data_in_a_bad_week() {
-    let (Some(prometheus_program), Some(gateway_program), Some(promtool)) = (
-        program(&["prometheus"]),
-        program(&["prometheus-pushgateway", "pushgateway"]),
-        program(&["promtool"]),
-    ) else {
+    let Some(scene) = scene() else {
         return;
     };
-    let (work, _) = watched();
-    let daemon = Daemon::start(&work, &[]);
-    let (_gateway, gateway) = gateway(gateway_program);
-    let _failing = failed(&gateway);
-    let delta = text(&work.at("pushed"));
-    let url = format!("http://{gateway}");
-    run_ok(
-        work.path(),
-        &[
-            "compress",
-            &example("base"),
-            &example("sft"),
-            "-o",
-            &delta,
-            "--metrics-push",
-            &url,
-        ],
-    );
+    let (work, daemon, gateway) = (&scene.work, &scene.daemon, &scene.gateway);
     // The series are those that are really exposed; only their values are put into the past.
     let now = std::time::SystemTime::UNIX_EPOCH
         .elapsed()
@@ -751,7 +741,7 @@ fn every_rule_and_panel_has_data_in_a_bad_week() {
             daemon.get("/metrics").body,
             "job=\"sparse\",instance=\"here\"",
         ),
-        (ours(&get(&gateway, "/metrics").body), "scraped=\"gateway\""),
+        (ours(&get(gateway, "/metrics").body), "scraped=\"gateway\""),
     ];
     for (metrics, labels) in &exposed {
         for line in metrics.lines().filter(|line| !line.starts_with('#')) {
@@ -768,14 +758,13 @@ fn every_rule_and_panel_has_data_in_a_bad_week() {
     }
     history += "# EOF\n";
     std::fs::write(work.at("history.om"), history).unwrap();
-    let output = Command::new(promtool)
+    let output = Command::new("promtool")
         .args(["tsdb", "create-blocks-from", "openmetrics"])
         .args([work.at("history.om"), work.at("tsdb")])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
-    let (_prometheus, prometheus) =
-        prometheus(prometheus_program, work.path(), &daemon.address, &gateway);
+    let (_prometheus, prometheus) = prometheus(scene.work.path(), &scene.daemon.address, gateway);
     let rules = wait("the rules", || {
         Some(rules(&prometheus)).filter(|rules| !rules.is_empty())
     });

@@ -184,6 +184,23 @@ fn what_is_wrong_is_named_with_file_line_stage_key_and_remedy() {
     );
 }
 
+#[test]
+fn the_pipeline_of_the_documentation_is_well() {
+    let page = std::fs::read_to_string(crate::support::root().join("docs/pipelines.md")).unwrap();
+    let yaml = page.split("```yaml\n").nth(1).unwrap();
+    let work = Work::new(yaml.split("```").next().unwrap());
+    let mut command = sparse(work.path());
+    command
+        .args(["pipeline", "validate", "--json"])
+        .arg(work.path())
+        .env("NIGHTLY_HOOK", "https://hooks.example/secret");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(all[0]["pipeline"], "nightly");
+    assert_eq!(all[0]["stages"][2], "report", "{all}");
+}
+
 const CHAIN: &str = r#"
 name: chain
 params: { factor: 2 }

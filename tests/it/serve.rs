@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::http::{Answer, get, request, wait};
 use crate::pipelines::Work;
-use crate::support::{example, run_python, sparse, stderr, text};
+use crate::support::{Random, example, run_python, sparse, stderr, text};
 
 const TOKEN: &str = "a-token-for-tests";
 
@@ -89,11 +89,7 @@ impl Daemon {
 
     /// Sends a signal and waits for its end; returns the exit code.
     fn end(mut self, signal: &str) -> Option<i32> {
-        let sent = Command::new("kill")
-            .args([signal, &self.child.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
+        crate::support::signal(&self.child, signal);
         self.child.wait().unwrap().code()
     }
 }
@@ -503,15 +499,44 @@ fn stopped_or_killed_it_takes_up_what_was_asked_for() {
     let mut daemon = Daemon::start(&work, &["--grace", "600"]);
     daemon.ask("taken");
     daemon.wait_for("taken", "running", 1);
-    let id = daemon.child.id().to_string();
-    let signal = || Command::new("kill").args(["-TERM", &id]).status().unwrap();
-    assert!(signal().success());
+    crate::support::signal(&daemon.child, "-TERM");
     wait("the end to be announced", || {
         (daemon.get("/healthz").status == 503).then_some(())
     });
     assert_eq!(daemon.post("/api/pipelines/taken/runs").status, 503);
-    assert!(signal().success());
+    crate::support::signal(&daemon.child, "-TERM");
     assert_eq!(daemon.child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn killed_at_random_points_every_scheduled_time_is_done_once() {
+    let work = Work::new(&one_stage("often", "", QUICK));
+    let top = "schedule: { cron: \"* * * * * *\", overlap: queue }\n";
+    work.write("pipeline.yaml", &one_stage("often", top, QUICK));
+    let nanos = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    let mut random = Random::new(nanos.subsec_nanos().into());
+    for _ in 0..8 {
+        let daemon = Daemon::start(&work, &[]);
+        let pause = 300 + random.below(1200) as u64;
+        std::thread::sleep(std::time::Duration::from_millis(pause));
+        daemon.end("-KILL");
+    }
+    let daemon = Daemon::start(&work, &[]);
+    let all = daemon.wait_for("often", "succeeded", 8);
+    assert!(all["scheduled_ms"].is_i64());
+    assert_eq!(daemon.end("-TERM"), Some(0));
+    // Times in a row, each with one run that ended; what was killed before its end was taken up again.
+    let mut done: Vec<i64> = work
+        .sql("SELECT arrow_cast(scheduled_at, 'Int64') AS at FROM sparse_runs WHERE status = 'succeeded'")
+        .lines()
+        .skip(1)
+        .map(|line| line.parse().unwrap())
+        .collect();
+    done.sort_unstable();
+    assert!(
+        done.windows(2).all(|pair| pair[1] - pair[0] == 1000),
+        "{done:?}"
+    );
 }
 
 #[test]
@@ -530,14 +555,7 @@ fn a_run_by_hand_and_the_daemon_do_not_disturb_each_other() {
     let queued = || daemon.json("/api/pipelines")[0]["queued"].as_u64();
     std::thread::sleep(std::time::Duration::from_millis(600));
     assert_eq!((queued(), daemon.runs("shared").len()), (Some(1), 1));
-    let id = by_hand.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
+    crate::support::signal(&by_hand, "-INT");
     assert_eq!(by_hand.wait().unwrap().code(), Some(130));
     let run = daemon.wait_for("shared", "succeeded", 1);
     assert_eq!(run["trigger"], "api");

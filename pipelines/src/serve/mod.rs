@@ -445,6 +445,7 @@ impl Daemon {
             Arc::clone(&self.sessions),
         )?
         .trigger(&asked.trigger, asked.scheduled_ms)
+        .asked(asked.id)
         .stop_when(move || cancel.load(Ordering::Relaxed));
         engine.run().await.map(|summary| summary.status)
     }

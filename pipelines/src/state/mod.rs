@@ -295,18 +295,22 @@ impl State {
         })
     }
 
+    /// Records how a run ended and, in the same transaction, that it is asked for no longer.
     pub(crate) fn end_run(
         &self,
         id: &str,
         status: &str,
         error: Option<&str>,
+        answered: Option<i64>,
     ) -> Result<(), StateError> {
         self.with(|c| {
-            c.execute(
+            let tx = c.transaction()?;
+            tx.execute(
                 "UPDATE runs SET status = ?2, ended_ms = ?3, error = ?4 WHERE id = ?1",
                 params![id, status, now_ms(), error],
-            )
-            .map(|_| ())
+            )?;
+            tx.execute("DELETE FROM asked WHERE id = ?1", params![answered])?;
+            tx.commit()
         })
     }
 

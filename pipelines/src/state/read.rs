@@ -227,17 +227,24 @@ impl State {
         })
     }
 
-    /// Rows of numbers under labels, for the metrics: all columns but the last are labels.
-    pub(crate) fn numbers(&self, sql: &str) -> Result<Vec<(Vec<String>, f64)>, StateError> {
+    /// Rows of numbers under labels, for the metrics: the first `labels` columns are text, the others numbers.
+    pub(crate) fn numbers(
+        &self,
+        sql: &str,
+        labels: usize,
+    ) -> Result<Vec<(Vec<String>, Vec<f64>)>, StateError> {
         self.with(|c| {
             let mut query = c.prepare_cached(sql)?;
-            let labels = query.column_count().saturating_sub(1);
+            let columns = query.column_count();
             query
                 .query_map([], |row| {
                     let names = (0..labels)
                         .map(|at| row.get::<_, String>(at))
                         .collect::<rusqlite::Result<_>>()?;
-                    Ok((names, row.get(labels)?))
+                    let values = (labels..columns)
+                        .map(|at| row.get::<_, f64>(at))
+                        .collect::<rusqlite::Result<_>>()?;
+                    Ok((names, values))
                 })?
                 .collect()
         })

@@ -12,6 +12,7 @@ CREATE TABLE IF NOT EXISTS stages (
     items_failed INTEGER NOT NULL DEFAULT 0, rows INTEGER NOT NULL DEFAULT 0, error TEXT,
     PRIMARY KEY (run, stage)
 );
+CREATE INDEX IF NOT EXISTS stages_by_pipeline ON stages (pipeline, status);
 CREATE TABLE IF NOT EXISTS attempts (
     id INTEGER PRIMARY KEY, run TEXT NOT NULL, pipeline TEXT NOT NULL, stage TEXT NOT NULL, item TEXT NOT NULL,
     attempt INTEGER NOT NULL, key TEXT NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
@@ -33,6 +34,7 @@ CREATE TABLE IF NOT EXISTS checks (
     failed_rows INTEGER NOT NULL, error TEXT, ended_ms INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS checks_by_run ON checks (run);
+CREATE INDEX IF NOT EXISTS checks_by_pipeline ON checks (pipeline, severity);
 -- What is done: one row per stage (item '') and per item.
 CREATE TABLE IF NOT EXISTS done (
     pipeline TEXT NOT NULL, stage TEXT NOT NULL, item TEXT NOT NULL, key TEXT NOT NULL, parts TEXT NOT NULL,
