@@ -451,9 +451,11 @@ const GAUGES: &[Family] = &[
         &["pipeline"],
     ),
     (
-        "SELECT b.pipeline, b.kind, sum(b.delta_bytes) * 1.0 / sum(b.input_bytes) FROM bytes b
-         WHERE b.run = (SELECT run FROM bytes WHERE pipeline = b.pipeline AND kind = b.kind ORDER BY attempt DESC LIMIT 1)
-         AND {only} GROUP BY 1, 2 HAVING sum(b.input_bytes) > 0",
+        // Beside a maximum, SQLite takes the other columns from its row.
+        "SELECT b.pipeline, b.kind, sum(b.delta_bytes) * 1.0 / sum(b.input_bytes)
+         FROM (SELECT pipeline, kind, run, max(attempt) FROM bytes WHERE {only} GROUP BY pipeline, kind) latest
+         JOIN bytes b ON b.run = latest.run AND b.pipeline = latest.pipeline AND b.kind = latest.kind
+         GROUP BY 1, 2 HAVING sum(b.input_bytes) > 0",
         "sparse_delta_ratio",
         "Bytes of the deltas per byte compressed, in the latest run that compressed: 0 to 1, less is better.",
         &["pipeline", "kind"],

@@ -15,7 +15,6 @@ use axum::routing::{get, post};
 use datafusion::common::runtime::SpawnedTask;
 use serde::Deserialize;
 use serde_json::json;
-use sparse_cache::CacheError;
 
 use super::{Daemon, MAX_QUEUE, page};
 use crate::metrics::Metrics;
@@ -154,22 +153,27 @@ async fn health(Shared(daemon): App) -> Result<Response, Refused> {
 }
 
 async fn metrics(Shared(daemon): App) -> Result<Response, Refused> {
-    let mut metrics = Metrics::new();
-    metrics.history(&daemon.state, None)?;
-    if let Some(cache) = daemon.options.cache.clone() {
-        // It waits for the cache's locks.
-        let told = SpawnedTask::spawn_blocking(move || Ok((cache.get_stats()?, cache.jobs())));
-        match told.await {
-            Ok(Ok((stats, jobs))) => metrics.cache(&stats, &jobs),
-            Ok(Err::<_, CacheError>(error)) => tracing::warn!("the metrics of the cache: {error}"),
-            Err(error) => tracing::warn!("the metrics of the cache: {error}"),
+    // A long history takes its time, and the cache has locks: not on the threads that answer others.
+    let text = SpawnedTask::spawn_blocking(move || {
+        let mut metrics = Metrics::new();
+        metrics.history(&daemon.state, None)?;
+        if let Some(cache) = &daemon.options.cache {
+            match cache.get_stats() {
+                Ok(stats) => metrics.cache(&stats, &cache.jobs()),
+                Err(error) => tracing::warn!("the metrics of the cache: {error}"),
+            }
         }
-    }
+        Ok::<_, StateError>(metrics.encode())
+    });
+    let text = text.join_unwind().await.map_err(|error| {
+        let message = format!("the metrics were not made: {error}");
+        Refused(StatusCode::INTERNAL_SERVER_ERROR, message)
+    })??;
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    Ok((kind, metrics.encode()).into_response())
+    Ok((kind, text).into_response())
 }
 
 async fn pipelines(Shared(daemon): App) -> Json<serde_json::Value> {

@@ -82,9 +82,9 @@ pub(crate) struct AttemptRow {
 }
 
 const RUN: &str = "SELECT id, pipeline, status, trigger, started_ms, ended_ms,
-    (SELECT coalesce(sum(input_bytes), 0) FROM bytes JOIN attempts ON attempts.id = bytes.attempt WHERE attempts.run = runs.id),
-    (SELECT coalesce(sum(delta_bytes), 0) FROM bytes JOIN attempts ON attempts.id = bytes.attempt WHERE attempts.run = runs.id),
-    error, scheduled_ms FROM runs";
+    (SELECT coalesce(sum(input_bytes), 0) FROM bytes WHERE bytes.run = runs.id),
+    (SELECT coalesce(sum(delta_bytes), 0) FROM bytes WHERE bytes.run = runs.id),
+    error, scheduled_ms FROM ";
 
 fn run(row: &Row<'_>) -> rusqlite::Result<RunRow> {
     Ok(RunRow {
@@ -121,9 +121,15 @@ fn attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
 impl State {
     /// The latest runs, newest first; of one pipeline, or of all.
     pub fn runs(&self, pipeline: Option<&str>, limit: u32) -> Result<Vec<RunRow>, StateError> {
+        // Chosen first, by an index; then bytes are summed, of these only.
+        let chosen = match pipeline {
+            Some(_) => "pipeline = ?1",
+            None => "?1 IS NULL",
+        };
         self.with(|c| {
             c.prepare_cached(&format!(
-                "{RUN} WHERE ?1 IS NULL OR pipeline = ?1 ORDER BY started_ms DESC, id DESC LIMIT ?2"
+                "{RUN} (SELECT * FROM runs WHERE {chosen} ORDER BY started_ms DESC, id DESC LIMIT ?2) AS runs
+                 ORDER BY started_ms DESC, id DESC"
             ))?
             .query_map(params![pipeline, limit], run)?
             .collect()
@@ -134,7 +140,7 @@ impl State {
     pub fn run(&self, id: &str) -> Result<Option<RunRow>, StateError> {
         self.with(|c| {
             let mut query = c.prepare_cached(&format!(
-                "{RUN} WHERE substr(id, 1, length(?1)) = ?1 ORDER BY id DESC LIMIT 1"
+                "{RUN} (SELECT * FROM runs WHERE substr(id, 1, length(?1)) = ?1 ORDER BY id DESC LIMIT 1) AS runs"
             ))?;
             query.query_map(params![id], run)?.next().transpose()
         })

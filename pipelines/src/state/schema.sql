@@ -5,6 +5,7 @@ CREATE TABLE IF NOT EXISTS runs (
     params TEXT NOT NULL, version TEXT NOT NULL, error TEXT
 );
 CREATE INDEX IF NOT EXISTS runs_by_pipeline ON runs (pipeline, started_ms);
+CREATE INDEX IF NOT EXISTS runs_by_time ON runs (started_ms);
 CREATE TABLE IF NOT EXISTS stages (
     run TEXT NOT NULL, pipeline TEXT NOT NULL, stage TEXT NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
     started_ms INTEGER NOT NULL, ended_ms INTEGER, queued_ms INTEGER NOT NULL DEFAULT 0,
@@ -26,6 +27,7 @@ CREATE TABLE IF NOT EXISTS bytes (
     input_bytes INTEGER NOT NULL, delta_bytes INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS bytes_by_attempt ON bytes (attempt);
+CREATE INDEX IF NOT EXISTS bytes_by_run ON bytes (run);
 CREATE TABLE IF NOT EXISTS dataset_rows (
     attempt INTEGER NOT NULL, run TEXT NOT NULL, pipeline TEXT NOT NULL, class TEXT NOT NULL, rows INTEGER NOT NULL
 );
