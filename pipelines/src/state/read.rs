@@ -67,6 +67,9 @@ pub(crate) struct LogRow {
     pub(crate) message: String,
 }
 
+/// Labels, and numbers under them.
+pub(crate) type Numbers = (Vec<String>, Vec<f64>);
+
 /// One try.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct AttemptRow {
@@ -238,7 +241,7 @@ impl State {
         &self,
         sql: &str,
         labels: usize,
-    ) -> Result<Vec<(Vec<String>, Vec<f64>)>, StateError> {
+    ) -> Result<Vec<Numbers>, StateError> {
         self.with(|c| {
             let mut query = c.prepare_cached(sql)?;
             let columns = query.column_count();
