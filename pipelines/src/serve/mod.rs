@@ -420,7 +420,7 @@ impl Daemon {
                 continue;
             };
             if let Some(time) = asked.scheduled_ms {
-                self.state.put_lag(name, (now_ms() - time).max(0))?;
+                Self::note(self.state.put_lag(name, (now_ms() - time).max(0)));
             }
             let cancel = Arc::new(AtomicBool::new(false));
             slot.running = Some(Arc::clone(&cancel));

@@ -237,11 +237,7 @@ impl State {
     }
 
     /// Rows of numbers under labels, for the metrics: the first `labels` columns are text, the others numbers.
-    pub(crate) fn numbers(
-        &self,
-        sql: &str,
-        labels: usize,
-    ) -> Result<Vec<Numbers>, StateError> {
+    pub(crate) fn numbers(&self, sql: &str, labels: usize) -> Result<Vec<Numbers>, StateError> {
         self.with(|c| {
             let mut query = c.prepare_cached(sql)?;
             let columns = query.column_count();
