@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use sparse_cache::DeltaCache;
 use sparse_delta::CancelToken;
 use sparse_operators::SparseConfig;
 use sparse_pipelines::State;
@@ -25,10 +26,13 @@ pub(crate) struct Context {
 }
 
 /// What a command did, for the metrics.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Measured {
     bytes: Vec<Bytes>,
+    dataset_rows: Vec<(&'static str, u64)>,
     verify_failures: u64,
+    /// The cache that was used.
+    cache: Option<DeltaCache>,
     /// A pipeline's history, with its name.
     history: Option<(Arc<State>, String)>,
 }
@@ -106,6 +110,16 @@ impl Context {
         });
     }
 
+    /// Notes rows of a dataset that was compressed, by class.
+    pub(crate) fn measure_rows(&self, classes: &[(&'static str, u64)]) {
+        self.measured().dataset_rows.extend_from_slice(classes);
+    }
+
+    /// Notes the cache whose statistics are metrics.
+    pub(crate) fn measure_cache(&self, cache: &DeltaCache) {
+        self.measured().cache = Some(cache.clone());
+    }
+
     /// Notes checks of an artifact that failed.
     pub(crate) fn measure_verify_failures(&self, failures: u64) {
         self.measured().verify_failures += failures;
@@ -129,14 +143,7 @@ impl Context {
             return;
         }
         // One guard at a time: it is held to the end of its statement.
-        let (bytes, verify_failures, history) = {
-            let measured = self.measured();
-            (
-                measured.bytes.clone(),
-                measured.verify_failures,
-                measured.history.clone(),
-            )
-        };
+        let measured = self.measured().clone();
         let run = CommandRun {
             command: command.to_owned(),
             started: started
@@ -147,9 +154,11 @@ impl Context {
                 Ok(code) => *code,
                 Err(failure) => failure.code,
             },
-            bytes,
-            verify_failures,
+            bytes: measured.bytes,
+            dataset_rows: measured.dataset_rows,
+            verify_failures: measured.verify_failures,
         };
+        let (history, cache) = (measured.history, measured.cache);
         let metrics = || {
             let mut metrics = Metrics::new();
             metrics.command(&run);
@@ -157,6 +166,12 @@ impl Context {
                 && let Err(error) = metrics.history(state, Some(pipeline))
             {
                 say(&format!("warning: the metrics are not complete: {error}"));
+            }
+            if let Some(cache) = &cache {
+                match cache.get_stats() {
+                    Ok(stats) => metrics.cache(&stats, &cache.jobs()),
+                    Err(error) => say(&format!("warning: the metrics are not complete: {error}")),
+                }
             }
             metrics
         };

@@ -139,4 +139,6 @@ pub struct Committed {
     pub original_bytes: u64,
     /// Bytes of the artifacts.
     pub artifact_bytes: u64,
+    /// What else was counted, by the metric's name.
+    pub counts: Vec<(&'static str, u64)>,
 }

@@ -20,14 +20,13 @@ use sparse_store::{Location, Replace, Staged};
 
 use crate::analysis::Kind;
 use crate::fingerprint;
-use crate::state::{Bytes, Outcome, Table};
+use crate::state::{Bytes, Measured, Outcome, Table};
 use crate::{Script, Stage};
 
 /// What one try did.
 pub(crate) struct Tried {
     pub(crate) outcome: Outcome,
-    pub(crate) bytes: Vec<Bytes>,
-    pub(crate) verify_failures: u64,
+    pub(crate) measured: Measured,
     /// Files to be renamed to their places.
     copies: Vec<Staged>,
     /// What it writes elsewhere.
@@ -62,8 +61,7 @@ pub(crate) async fn attempt(
 ) -> Result<Tried, DataFusionError> {
     let mut tried = Tried {
         outcome: Outcome::default(),
-        bytes: Vec::new(),
-        verify_failures: 0,
+        measured: Measured::default(),
         copies: Vec::new(),
         outputs,
     };
@@ -303,7 +301,12 @@ impl Tried {
                 match name.as_ref() {
                     "original_bytes" => input += count.value() as u64,
                     "artifact_bytes" => delta += count.value() as u64,
-                    "failed_checks" => self.verify_failures += count.value() as u64,
+                    "failed_checks" => self.measured.verify_failures += count.value() as u64,
+                    "shared_rows" | "edited_rows" | "new_rows" | "removed_rows" => {
+                        let class = name.trim_end_matches("_rows").to_owned();
+                        *self.measured.dataset_rows.entry(class).or_default() +=
+                            count.value() as u64;
+                    }
                     _ => {}
                 }
             }
@@ -311,22 +314,15 @@ impl Tried {
         if let Some((kind, codec)) = function.as_deref().and_then(kind_of)
             && input > 0
         {
-            match self
-                .bytes
-                .iter_mut()
-                .find(|b| b.kind == kind && b.codec == codec)
-            {
-                Some(bytes) => {
-                    bytes.input_bytes += input;
-                    bytes.delta_bytes += delta;
-                }
-                None => self.bytes.push(Bytes {
+            self.measured.add(&Measured {
+                bytes: vec![Bytes {
                     kind: kind.to_owned(),
                     codec: codec.to_owned(),
                     input_bytes: input,
                     delta_bytes: delta,
-                }),
-            }
+                }],
+                ..Measured::default()
+            });
         }
         for child in plan.children() {
             self.measure(child);

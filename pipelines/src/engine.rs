@@ -20,7 +20,7 @@ use crate::examine::{AllReady, ExamineError, Examined, Examiner, Item, Ready, Se
 use crate::graph::Graph;
 use crate::script::placeholders;
 use crate::spec::{Pipeline, Severity, SpecError, StageSpec};
-use crate::state::{Attempt, Bytes, Done, Outcome, StageEnd, State, StateError, now_ms};
+use crate::state::{Attempt, Done, Measured, Outcome, StageEnd, State, StateError, now_ms};
 use crate::summary::{CheckReport, ItemPlan, Plan, RunSummary, StagePlan, StageSummary, Status};
 use crate::{ParamValue, Params, Script, workers};
 
@@ -139,6 +139,7 @@ pub struct Engine {
     force: Force,
     trigger: String,
     scheduled_ms: Option<i64>,
+    asked: Option<i64>,
 }
 
 impl Engine {
@@ -159,6 +160,7 @@ impl Engine {
             force: Force::default(),
             trigger: "manual".to_owned(),
             scheduled_ms: None,
+            asked: None,
         })
     }
 
@@ -188,6 +190,13 @@ impl Engine {
     pub fn trigger(mut self, trigger: &str, scheduled_ms: Option<i64>) -> Self {
         trigger.clone_into(&mut self.trigger);
         self.scheduled_ms = scheduled_ms;
+        self
+    }
+
+    /// What the daemon's queue knows the run by: once it ended, unless it was stopped, it is asked for no longer.
+    #[must_use]
+    pub(crate) fn asked(mut self, id: i64) -> Self {
+        self.asked = Some(id);
         self
     }
 
@@ -373,7 +382,7 @@ impl Engine {
             Err(error) => {
                 let message = self.pipeline.redact(&error.to_string());
                 self.state
-                    .end_run(&id, Status::Failed.name(), Some(&message))?;
+                    .end_run(&id, Status::Failed.name(), Some(&message), self.asked)?;
                 return Err(error);
             }
         };
@@ -394,7 +403,9 @@ impl Engine {
             let error = stage.error.as_ref()?;
             Some(format!("stage {}: {error}", stage.stage))
         });
-        self.state.end_run(&id, status.name(), error.as_deref())?;
+        let answered = self.asked.filter(|_| status != Status::Cancelled);
+        self.state
+            .end_run(&id, status.name(), error.as_deref(), answered)?;
         (self.observer)(&Event::RunEnds(&summary));
         let ended = match status {
             Status::Succeeded => "COMPLETE",
@@ -532,8 +543,7 @@ struct ItemEnd {
     attempts: u64,
     queued_ms: i64,
     outcome: Option<Outcome>,
-    bytes: Vec<Bytes>,
-    verify_failures: u64,
+    measured: Measured,
 }
 
 /// A stage that is running, for its items.
@@ -763,9 +773,10 @@ impl Run {
         summary.items = total;
         summary.skipped = total - to_run;
         let mut queued_ms = 0;
+        let mut measured = Measured::default();
         for (at, end) in &mut ends {
             summary.attempts += end.attempts;
-            summary.verify_failures += end.verify_failures;
+            measured.add(&end.measured);
             queued_ms = queued_ms.max(end.queued_ms);
             match end.status {
                 Status::Succeeded => summary.done += 1,
@@ -784,14 +795,14 @@ impl Run {
                     item => format!("item {item}: {error}"),
                 });
             }
-            for bytes in &end.bytes {
-                add(&mut summary.bytes, bytes);
-            }
             if let (Some(item), Some(outcome)) = (examined.items.get_mut(*at), end.outcome.take()) {
                 summary.rows += outcome.rows;
                 item.outcome = Some(outcome);
             }
         }
+        summary.bytes = measured.bytes;
+        summary.dataset_rows = measured.dataset_rows;
+        summary.verify_failures = measured.verify_failures;
         if summary.status != Status::Cancelled && summary.failed > 0 {
             summary.status = Status::Failed;
         }
@@ -1013,8 +1024,7 @@ impl Run {
             attempts: 0,
             queued_ms: 0,
             outcome: None,
-            bytes: Vec::new(),
-            verify_failures: 0,
+            measured: Measured::default(),
         };
         loop {
             let queued = Instant::now();
@@ -1071,8 +1081,7 @@ impl Run {
                             &record,
                             &item.parts,
                             &tried.outcome,
-                            &tried.bytes,
-                            tried.verify_failures,
+                            &tried.measured,
                         )?;
                         (engine.observer)(&Event::ItemEnds {
                             stage: &stage.name,
@@ -1082,8 +1091,7 @@ impl Run {
                         });
                         end.status = Status::Succeeded;
                         end.outcome = Some(tried.outcome);
-                        end.bytes = tried.bytes;
-                        end.verify_failures = tried.verify_failures;
+                        end.measured = tried.measured;
                         end.error = None;
                         return Ok(Some(end));
                     }
@@ -1366,20 +1374,8 @@ fn summary(stage: &str, status: Status, reason: String) -> StageSummary {
         rows: 0,
         attempts: 0,
         bytes: Vec::new(),
+        dataset_rows: BTreeMap::new(),
         verify_failures: 0,
         error: None,
-    }
-}
-
-fn add(all: &mut Vec<Bytes>, bytes: &Bytes) {
-    match all
-        .iter_mut()
-        .find(|b| b.kind == bytes.kind && b.codec == bytes.codec)
-    {
-        Some(sum) => {
-            sum.input_bytes += bytes.input_bytes;
-            sum.delta_bytes += bytes.delta_bytes;
-        }
-        None => all.push(bytes.clone()),
     }
 }

@@ -10,6 +10,7 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 use prometheus::{Encoder as _, TextEncoder};
+use sparse_cache::{CacheStats, Job, JobState};
 
 use crate::state::{Bytes, State, StateError};
 
@@ -17,6 +18,16 @@ use crate::state::{Bytes, State, StateError};
 const BOUNDS: [f64; 12] = [
     0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 7200.0, 14_400.0, 43_200.0,
 ];
+
+/// A count that went through SQLite as a number with a point.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counts of rows"
+)]
+fn whole(count: f64) -> u64 {
+    count as u64
+}
 
 /// Metrics in the making.
 #[derive(Default)]
@@ -57,8 +68,15 @@ pub struct CommandRun {
     pub exit_code: u8,
     /// Bytes in and out.
     pub bytes: Vec<Bytes>,
+    /// Rows of a compressed dataset, by class: shared, edited, new or removed.
+    pub dataset_rows: Vec<(&'static str, u64)>,
     /// Checks of artifacts that failed.
     pub verify_failures: u64,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "metrics are f64")]
+fn float(count: u64) -> f64 {
+    count as f64
 }
 
 impl Metrics {
@@ -102,25 +120,30 @@ impl Metrics {
         self.family(name, help, MetricType::COUNTER).push(metric);
     }
 
+    /// `buckets`: by bound, how many were no longer.
     fn histogram(
         &mut self,
         name: &'static str,
         help: &str,
         pairs: &[(&str, &str)],
-        seconds: &[f64],
+        (count, sum): (f64, f64),
+        buckets: &[f64],
     ) {
-        let mut buckets = Vec::new();
-        let count = |bound: f64| seconds.iter().filter(|s| **s <= bound).count() as u64;
-        for bound in BOUNDS {
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(bound);
-            bucket.set_cumulative_count(count(bound));
-            buckets.push(bucket);
-        }
         let mut histogram = Histogram::default();
-        histogram.set_bucket(buckets);
-        histogram.set_sample_count(seconds.len() as u64);
-        histogram.set_sample_sum(seconds.iter().sum());
+        histogram.set_bucket(
+            BOUNDS
+                .into_iter()
+                .zip(buckets)
+                .map(|(bound, count)| {
+                    let mut bucket = Bucket::default();
+                    bucket.set_upper_bound(bound);
+                    bucket.set_cumulative_count(whole(*count));
+                    bucket
+                })
+                .collect(),
+        );
+        histogram.set_sample_count(whole(count));
+        histogram.set_sample_sum(sum);
         let mut metric = Metric::from_label(labels(pairs));
         metric.set_histogram(histogram);
         self.family(name, help, MetricType::HISTOGRAM).push(metric);
@@ -165,29 +188,91 @@ impl Metrics {
         );
         for bytes in &run.bytes {
             let (kind, codec) = (bytes.kind.as_str(), bytes.codec.as_str());
-            #[expect(clippy::cast_precision_loss, reason = "metrics are f64")]
-            let (input, delta) = (bytes.input_bytes as f64, bytes.delta_bytes as f64);
             let both = [pairs[0], ("kind", kind), ("codec", codec)];
             self.gauge(
                 "sparse_command_last_input_bytes",
                 "Bytes of what was compressed.",
                 &both,
-                input,
+                float(bytes.input_bytes),
             );
             self.gauge(
                 "sparse_command_last_delta_bytes",
                 "Bytes of the deltas.",
                 &both,
-                delta,
+                float(bytes.delta_bytes),
             );
         }
-        #[expect(clippy::cast_precision_loss, reason = "metrics are f64")]
+        for (class, rows) in &run.dataset_rows {
+            self.gauge(
+                "sparse_command_last_dataset_rows",
+                "Rows of the dataset that was compressed, by what became of them.",
+                &[pairs[0], ("class", class)],
+                float(*rows),
+            );
+        }
         self.gauge(
             "sparse_command_last_verify_failures",
             "Checks of artifacts that failed.",
             &pairs,
-            run.verify_failures as f64,
+            float(run.verify_failures),
         );
+    }
+
+    /// Adds how the cache of rebuilt models does. Its counters are over all processes, since it was made.
+    pub fn cache(&mut self, stats: &CacheStats, jobs: &[Job]) {
+        self.gauge(
+            "sparse_cache_size_bytes",
+            "Bytes of rebuilt models, damaged ones and room reserved for models being rebuilt included.",
+            &[],
+            float(stats.cache_size_bytes),
+        );
+        self.gauge(
+            "sparse_cache_limit_bytes",
+            "Bytes of rebuilt models that the cache may hold.",
+            &[],
+            float(stats.cache_limit_bytes),
+        );
+        self.gauge(
+            "sparse_cache_models",
+            "Rebuilt models that are in the cache.",
+            &[],
+            float(stats.entries),
+        );
+        for (result, count) in [
+            ("hit", stats.cache_hits),
+            ("miss", stats.cache_misses),
+            ("wait", stats.cache_waits),
+        ] {
+            self.counter(
+                "sparse_cache_requests_total",
+                "Requests for rebuilt models: there already, rebuilt, or rebuilt by another process meanwhile.",
+                &[("result", result)],
+                float(count),
+            );
+        }
+        for (reason, count) in [("room", stats.evictions), ("damaged", stats.quarantined)] {
+            self.counter(
+                "sparse_cache_evictions_total",
+                "Models that left the cache: for room, or because they were found damaged.",
+                &[("reason", reason)],
+                float(count),
+            );
+        }
+        for state in [
+            JobState::Queued,
+            JobState::Running,
+            JobState::Done,
+            JobState::Failed,
+            JobState::Cancelled,
+        ] {
+            let count = jobs.iter().filter(|job| job.state == state).count();
+            self.gauge(
+                "sparse_prefetch_jobs",
+                "Jobs that rebuild models ahead of their use; the latest ended ones are remembered.",
+                &[("state", state.name())],
+                float(count as u64),
+            );
+        }
     }
 
     /// Adds what the history tells, of one pipeline or of all.
@@ -197,24 +282,32 @@ impl Metrics {
             || "1 = 1".to_owned(),
             |name| format!("pipeline = '{}'", name.replace('\'', "''")),
         );
-        let rows = |sql: &str| state.numbers(&sql.replace("{only}", &only));
+        let rows = |sql: &str, labels| state.numbers(&sql.replace("{only}", &only), labels);
         for (sql, name, help, keys) in COUNTERS {
-            for (values, value) in rows(sql)? {
-                self.counter(name, help, &pair(keys, &values), value);
+            for (values, numbers) in rows(sql, keys.len())? {
+                self.counter(name, help, &pair(keys, &values), numbers.iter().sum());
             }
         }
         for (sql, name, help, keys) in GAUGES {
-            for (values, value) in rows(sql)? {
-                self.gauge(name, help, &pair(keys, &values), value);
+            for (values, numbers) in rows(sql, keys.len())? {
+                self.gauge(name, help, &pair(keys, &values), numbers.iter().sum());
             }
         }
-        for (sql, name, help) in HISTOGRAMS {
-            let mut all: BTreeMap<Vec<String>, Vec<f64>> = BTreeMap::new();
-            for (values, value) in rows(sql)? {
-                all.entry(values).or_default().push(value);
-            }
-            for (values, seconds) in all {
-                self.histogram(name, help, &pair(&["pipeline", "stage"], &values), &seconds);
+        let keys = ["pipeline", "stage"];
+        for (seconds, from, name, help) in HISTOGRAMS {
+            // Counted by SQLite: a history has many more rows than stages.
+            let buckets: Vec<String> = BOUNDS
+                .iter()
+                .map(|bound| format!("sum({seconds} <= {bound})"))
+                .collect();
+            let sql = format!(
+                "SELECT pipeline, stage, count(*), sum({seconds}), {} FROM {from} GROUP BY 1, 2",
+                buckets.join(", ")
+            );
+            for (values, numbers) in rows(&sql, keys.len())? {
+                if let [count, sum, buckets @ ..] = numbers.as_slice() {
+                    self.histogram(name, help, &pair(&keys, &values), (*count, *sum), buckets);
+                }
             }
         }
         Ok(())
@@ -269,7 +362,9 @@ const COUNTERS: &[Family] = &[
         &["pipeline", "stage", "status"],
     ),
     (
-        "SELECT pipeline, status, count(*) FROM stages WHERE {only} AND status IN ('up_to_date', 'blocked', 'cancelled') GROUP BY 1, 2",
+        "SELECT p.pipeline, s.reason, (SELECT count(*) FROM stages WHERE stages.pipeline = p.pipeline AND stages.status = s.reason)
+         FROM (SELECT DISTINCT pipeline FROM runs WHERE {only}) p,
+              (SELECT 'up_to_date' AS reason UNION SELECT 'blocked' UNION SELECT 'cancelled') s",
         "sparse_stages_skipped_total",
         "Stages that did not run, by why.",
         &["pipeline", "reason"],
@@ -291,6 +386,12 @@ const COUNTERS: &[Family] = &[
         "sparse_saved_bytes_total",
         "Bytes that the deltas save.",
         &["pipeline"],
+    ),
+    (
+        "SELECT pipeline, class, sum(rows) FROM dataset_rows WHERE {only} GROUP BY 1, 2",
+        "sparse_dataset_rows_total",
+        "Rows of compressed datasets: shared with the base, edited, new, or removed from it.",
+        &["pipeline", "class"],
     ),
     (
         "SELECT p.pipeline, (SELECT coalesce(sum(verify_failures), 0) FROM attempts WHERE attempts.pipeline = p.pipeline)
@@ -350,24 +451,28 @@ const GAUGES: &[Family] = &[
         &["pipeline"],
     ),
     (
-        "SELECT b.pipeline, b.kind, sum(b.delta_bytes) * 1.0 / sum(b.input_bytes) FROM bytes b
-         WHERE b.run = (SELECT run FROM bytes WHERE pipeline = b.pipeline AND kind = b.kind ORDER BY attempt DESC LIMIT 1)
-         AND {only} GROUP BY 1, 2 HAVING sum(b.input_bytes) > 0",
+        // Beside a maximum, SQLite takes the other columns from its row.
+        "SELECT b.pipeline, b.kind, sum(b.delta_bytes) * 1.0 / sum(b.input_bytes)
+         FROM (SELECT pipeline, kind, run, max(attempt) FROM bytes WHERE {only} GROUP BY pipeline, kind) latest
+         JOIN bytes b ON b.run = latest.run AND b.pipeline = latest.pipeline AND b.kind = latest.kind
+         GROUP BY 1, 2 HAVING sum(b.input_bytes) > 0",
         "sparse_delta_ratio",
         "Bytes of the deltas per byte compressed, in the latest run that compressed: 0 to 1, less is better.",
         &["pipeline", "kind"],
     ),
 ];
 
-const HISTOGRAMS: [(&str, &str, &str); 2] = [
+/// Seconds, the rows they are of, name, help.
+const HISTOGRAMS: [(&str, &str, &str, &str); 2] = [
     (
-        "SELECT pipeline, stage, (ended_ms - started_ms) / 1000.0 FROM stages
-         WHERE {only} AND ended_ms IS NOT NULL AND status IN ('succeeded', 'failed', 'checks_failed')",
+        "(ended_ms - started_ms) / 1000.0",
+        "stages WHERE {only} AND ended_ms IS NOT NULL AND status IN ('succeeded', 'failed', 'checks_failed')",
         "sparse_stage_duration_seconds",
         "How long stages ran that were not up to date.",
     ),
     (
-        "SELECT pipeline, stage, queued_ms / 1000.0 FROM attempts WHERE {only}",
+        "queued_ms / 1000.0",
+        "attempts WHERE {only}",
         "sparse_stage_queue_seconds",
         "How long statements waited for concurrency, memory and GPU tokens.",
     ),

@@ -8,7 +8,7 @@ use crate::spec::{Misfire, Schedule};
 /// A time that is no older than this is on time: somebody was there, only a little late.
 const ON_TIME_MS: i64 = 60_000;
 
-/// Times that are looked at in one go; more of them are missed.
+/// Times that are looked at in one go; the next look goes on where this one ended.
 const MAX_TIMES: usize = 10_000;
 
 /// What is due.
@@ -18,59 +18,68 @@ pub(crate) struct Due {
     pub(crate) runs: Vec<(i64, bool)>,
     /// Times that get no run.
     pub(crate) missed: u64,
+    /// Up to when was looked.
+    pub(crate) seen: i64,
 }
 
 fn at(ms: i64, zone: Tz) -> Option<DateTime<Tz>> {
     DateTime::<Utc>::from_timestamp_millis(ms).map(|time| time.with_timezone(&zone))
 }
 
+/// The scheduled times after `after_ms`.
+fn times(schedule: &Schedule, after_ms: i64) -> impl Iterator<Item = i64> {
+    let cron: Option<croner::Cron> = schedule.cron.parse().ok();
+    let zone = schedule.timezone;
+    std::iter::successors(Some(after_ms), move |after| {
+        let time = cron
+            .as_ref()?
+            .find_next_occurrence(&at(*after, zone)?, false);
+        Some(time.ok()?.timestamp_millis())
+    })
+    .skip(1)
+}
+
 /// The first scheduled time after `after_ms`.
 pub(crate) fn next(schedule: &Schedule, after_ms: i64) -> Option<i64> {
-    let cron: croner::Cron = schedule.cron.parse().ok()?;
-    let after = at(after_ms, schedule.timezone)?;
-    cron.find_next_occurrence(&after, false)
-        .ok()
-        .map(|time| time.timestamp_millis())
+    times(schedule, after_ms).next()
 }
 
 /// The scheduled times after `seen_ms` up to `now_ms`, sorted out by the policy for missed ones.
 pub(crate) fn due(schedule: &Schedule, seen_ms: i64, now_ms: i64) -> Due {
-    let mut due = Due::default();
-    let mut late = Vec::new();
-    let mut after = seen_ms;
-    for _ in 0..MAX_TIMES {
-        let Some(time) = next(schedule, after).filter(|time| *time <= now_ms) else {
-            break;
-        };
-        match now_ms - time <= ON_TIME_MS {
-            true => due.runs.push((time, false)),
-            false => late.push(time),
-        }
-        after = time;
-    }
-    let catch_up = i64::try_from(schedule.catch_up.as_millis()).unwrap_or(i64::MAX);
-    let young: Vec<i64> = late
-        .iter()
-        .copied()
-        .filter(|time| now_ms - time <= catch_up)
+    let mut all: Vec<i64> = times(schedule, seen_ms)
+        .take_while(|time| *time <= now_ms)
+        .take(MAX_TIMES + 1)
         .collect();
-    let caught: Vec<i64> = match schedule.misfire {
-        Misfire::Skip => Vec::new(),
-        // A time that is due now stands for those before it as well.
-        Misfire::Once if due.runs.is_empty() => young.last().copied().into_iter().collect(),
-        Misfire::Once => Vec::new(),
+    let more = all.len() > MAX_TIMES;
+    all.truncate(MAX_TIMES);
+    let on_time = all.partition_point(|time| now_ms - time > ON_TIME_MS);
+    let (late, punctual) = all.split_at(on_time);
+    let catch_up = i64::try_from(schedule.catch_up.as_millis()).unwrap_or(i64::MAX);
+    let young = &late[late.partition_point(|time| now_ms - time > catch_up)..];
+    let caught = match schedule.misfire {
+        Misfire::Skip => &[],
+        // A later time stands for those before it as well.
+        Misfire::Once if more || !punctual.is_empty() => &[],
+        Misfire::Once => &young[young.len().saturating_sub(1)..],
         Misfire::All => young,
     };
-    due.missed = (late.len() - caught.len()) as u64;
-    due.runs
-        .splice(0..0, caught.into_iter().map(|time| (time, true)));
-    due
+    let runs = caught.iter().map(|time| (*time, true));
+    Due {
+        missed: (late.len() - caught.len()) as u64,
+        seen: all.last().copied().filter(|_| more).unwrap_or(now_ms),
+        runs: runs
+            .chain(punctual.iter().map(|time| (*time, false)))
+            .collect(),
+    }
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 mod tests {
     use std::time::Duration;
+
+    use chrono::TimeZone as _;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::spec::Overlap;
@@ -91,7 +100,7 @@ mod tests {
             .timestamp_millis()
     }
 
-    fn times(schedule: &Schedule, from: &str, count: usize) -> Vec<String> {
+    fn shown(schedule: &Schedule, from: &str, count: usize) -> Vec<String> {
         let mut after = ms(from);
         (0..count)
             .map(|_| {
@@ -105,7 +114,7 @@ mod tests {
     fn clocks_go_forward_and_a_daily_run_is_not_lost() {
         let daily = schedule("30 2 * * *", chrono_tz::Europe::Berlin, Misfire::Once);
         assert_eq!(
-            times(&daily, "2026-03-28T00:00:00Z", 3),
+            shown(&daily, "2026-03-28T00:00:00Z", 3),
             [
                 "2026-03-28T02:30:00+01:00",
                 // 02:30 does not exist on this day.
@@ -118,7 +127,7 @@ mod tests {
     #[test]
     fn clocks_go_back_and_a_daily_run_is_not_doubled() {
         let daily = schedule("30 2 * * *", chrono_tz::Europe::Berlin, Misfire::Once);
-        let found = times(&daily, "2026-10-24T00:00:00Z", 3);
+        let found = shown(&daily, "2026-10-24T00:00:00Z", 3);
         assert_eq!(
             found,
             [
@@ -149,14 +158,16 @@ mod tests {
             of(Misfire::Skip),
             Due {
                 runs: vec![],
-                missed: 3
+                missed: 3,
+                seen: now
             }
         );
         assert_eq!(
             of(Misfire::Once),
             Due {
                 runs: vec![(ms("2026-05-04T02:00:00Z"), true)],
-                missed: 2
+                missed: 2,
+                seen: now
             }
         );
         assert_eq!(
@@ -166,7 +177,8 @@ mod tests {
                     (ms("2026-05-03T02:00:00Z"), true),
                     (ms("2026-05-04T02:00:00Z"), true)
                 ],
-                missed: 1
+                missed: 1,
+                seen: now
             }
         );
     }
@@ -179,9 +191,131 @@ mod tests {
             due(&minutely, seen, now),
             Due {
                 runs: vec![(ms("2026-05-01T12:01:00Z"), false)],
-                missed: 0
+                missed: 0,
+                seen: now
             }
         );
-        assert_eq!(due(&minutely, now, now), Due::default());
+        assert!(due(&minutely, now, now).runs.is_empty());
+    }
+
+    #[test]
+    fn a_daemon_that_was_away_for_long_looks_at_every_time_and_runs_for_the_latest() {
+        // Every second for a day and a half: more than one look takes.
+        let mut often = schedule("* * * * * *", chrono_tz::UTC, Misfire::Once);
+        often.catch_up = Duration::from_secs(3600);
+        let (mut seen, now) = (ms("2026-05-01T00:00:00Z"), ms("2026-05-02T12:00:00Z"));
+        let (mut runs, mut missed) = (Vec::new(), 0);
+        while seen < now {
+            let due = due(&often, seen, now);
+            assert!(due.seen > seen);
+            seen = due.seen;
+            runs.extend(due.runs);
+            missed += due.missed;
+        }
+        // The last minute is on time, so nothing stands for what is late.
+        assert_eq!((runs.len(), missed), (61, 36 * 3600 - 61));
+        assert_eq!(runs.last(), Some(&(now, false)));
+
+        // Without a time that is due now, the latest missed one gets the run.
+        let hourly = schedule("0 * * * *", chrono_tz::UTC, Misfire::Once);
+        let due = due(&hourly, ms("2020-01-01T00:00:00Z"), now + 1_800_000);
+        assert!(due.runs.is_empty() && due.missed == MAX_TIMES as u64);
+    }
+
+    #[test]
+    fn a_daily_run_is_daily_in_every_zone() {
+        for zone in [
+            chrono_tz::Europe::Berlin,
+            chrono_tz::America::New_York,
+            // Half an hour of daylight saving.
+            chrono_tz::Australia::Lord_Howe,
+            chrono_tz::Asia::Kathmandu,
+            chrono_tz::America::Santiago,
+            chrono_tz::UTC,
+        ] {
+            for cron in ["30 2 * * *", "15 1 * * *", "0 0 * * *", "59 23 * * *"] {
+                let daily = schedule(cron, zone, Misfire::Once);
+                let start = zone.with_ymd_and_hms(2026, 1, 1, 12, 0, 0).unwrap();
+                let days: Vec<_> = times(&daily, start.timestamp_millis())
+                    .take(365)
+                    .map(|time| at(time, zone).unwrap().date_naive())
+                    .collect();
+                let first = days[0] - start.date_naive();
+                assert!(first.num_days() <= 1, "{cron} in {zone}");
+                for pair in days.windows(2) {
+                    assert_eq!(pair[1], pair[0].succ_opt().unwrap(), "{cron} in {zone}");
+                }
+            }
+        }
+    }
+
+    const CRONS: [&str; 7] = [
+        "*/20 * * * *",
+        "0 * * * *",
+        "30 2 * * *",
+        "15 1,2,3 * * *",
+        "0 9 * * MON-FRI",
+        "30 */5 * * *",
+        "@daily",
+    ];
+    const ZONES: [Tz; 4] = [
+        chrono_tz::Europe::Berlin,
+        chrono_tz::America::New_York,
+        chrono_tz::Australia::Lord_Howe,
+        chrono_tz::UTC,
+    ];
+
+    proptest! {
+        /// However often somebody looks, and whatever clocks do meanwhile, every time is due exactly once.
+        #[test]
+        fn every_time_is_due_once(
+            cron in 0..CRONS.len(),
+            zone in 0..ZONES.len(),
+            start in 0_i64..365 * 24,
+            looks in proptest::collection::vec(1_i64..600_000_000, 1..40),
+        ) {
+            let mut schedule = schedule(CRONS[cron], ZONES[zone], Misfire::All);
+            schedule.catch_up = Duration::from_secs(100 * 86_400);
+            let begin = ms("2026-01-01T00:00:00Z") + start * 3_600_000;
+            let (mut now, mut seen, mut found) = (begin, begin, Vec::new());
+            for look in looks {
+                now += look;
+                let due = due(&schedule, seen, now);
+                prop_assert_eq!(due.missed, 0);
+                seen = due.seen;
+                found.extend(due.runs.into_iter().map(|(time, _)| time));
+            }
+            let whole: Vec<i64> = times(&schedule, begin).take_while(|time| *time <= now).collect();
+            prop_assert_eq!(found, whole);
+        }
+
+        /// Every time gets its run or is counted, by every policy; only young ones are caught up with.
+        #[test]
+        fn what_gets_no_run_is_counted(
+            cron in 0..CRONS.len(),
+            zone in 0..ZONES.len(),
+            misfire in 0..3_usize,
+            catch_up in 0_u64..20 * 86_400,
+            away in 0_i64..30 * 86_400_000,
+        ) {
+            let misfire = [Misfire::Skip, Misfire::Once, Misfire::All][misfire];
+            let mut schedule = schedule(CRONS[cron], ZONES[zone], misfire);
+            schedule.catch_up = Duration::from_secs(catch_up);
+            let seen = ms("2026-10-10T00:00:00Z");
+            let now = seen + away;
+            let due = due(&schedule, seen, now);
+            let all = times(&schedule, seen).take_while(|time| *time <= now).count();
+            prop_assert_eq!(due.runs.len() as u64 + due.missed, all as u64);
+            let late = due.runs.iter().filter(|(_, late)| *late).count();
+            match misfire {
+                Misfire::Skip => prop_assert_eq!(late, 0),
+                Misfire::Once => prop_assert!(late <= 1 && (late == 0 || due.runs.len() == 1)),
+                Misfire::All => {}
+            }
+            for (time, late) in due.runs {
+                prop_assert_eq!(late, now - time > ON_TIME_MS);
+                prop_assert!(!late || now - time <= i64::try_from(catch_up).unwrap() * 1000);
+            }
+        }
     }
 }

@@ -83,6 +83,8 @@ pub struct StageSummary {
     pub attempts: u64,
     /// Bytes in and out.
     pub bytes: Vec<Bytes>,
+    /// Rows of compressed datasets, by class: shared, edited, new or removed.
+    pub dataset_rows: std::collections::BTreeMap<String, u64>,
     /// Checks of artifacts that failed, by `sparse_verify`.
     pub verify_failures: u64,
     /// Why it failed: the first item's error.

@@ -67,6 +67,7 @@ fn links_lead_somewhere() {
         "docs/format-codec.md",
         "docs/format-dataset.md",
         "docs/gpu.md",
+        "docs/pipelines.md",
         "docs/quality.md",
         "examples/README.md",
         "examples/schedulers/README.md",

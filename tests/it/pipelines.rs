@@ -11,12 +11,12 @@ use crate::support::{
 };
 
 /// A folder with a pipeline and its history.
-struct Work {
+pub(crate) struct Work {
     dir: tempfile::TempDir,
 }
 
 impl Work {
-    fn new(yaml: &str) -> Self {
+    pub(crate) fn new(yaml: &str) -> Self {
         let work = Self {
             // Its name is the pipeline's, where that has none.
             dir: tempfile::Builder::new().prefix("work").tempdir().unwrap(),
@@ -25,15 +25,15 @@ impl Work {
         work
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.path().join(name)
     }
 
-    fn write(&self, name: &str, content: &str) {
+    pub(crate) fn write(&self, name: &str, content: &str) {
         let path = self.at(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, content.replace("{dir}", &text(self.path()))).unwrap();
@@ -47,14 +47,14 @@ impl Work {
         all
     }
 
-    fn sparse(&self, command: &str, more: &[&str]) -> std::process::Command {
+    pub(crate) fn sparse(&self, command: &str, more: &[&str]) -> std::process::Command {
         let mut process = sparse(self.path());
         process.args(self.arguments(command, more));
         process
     }
 
     /// Runs it; returns the exit code and the report.
-    fn run(&self, more: &[&str]) -> (i32, Value) {
+    pub(crate) fn run(&self, more: &[&str]) -> (i32, Value) {
         let mut all = vec!["--json"];
         all.extend(more);
         let output = self.sparse("run", &all).output().unwrap();
@@ -69,7 +69,7 @@ impl Work {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
-    fn sql(&self, sql: &str) -> String {
+    pub(crate) fn sql(&self, sql: &str) -> String {
         let dir = text(&self.at(".sparse"));
         run_ok(
             self.path(),
@@ -81,6 +81,12 @@ impl Work {
         let dir = text(self.path());
         run_fails(self.path(), &["pipeline", "validate", &dir], 2, needles);
     }
+}
+
+/// The hour of the day, in UTC.
+pub(crate) fn now_hours() -> u64 {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    now.as_secs() / 3600 % 24
 }
 
 fn stage<'r>(report: &'r Value, name: &str) -> &'r Value {
@@ -176,6 +182,23 @@ fn what_is_wrong_is_named_with_file_line_stage_key_and_remedy() {
         2,
         &["none", "pipeline.yaml"],
     );
+}
+
+#[test]
+fn the_pipeline_of_the_documentation_is_well() {
+    let page = std::fs::read_to_string(crate::support::root().join("docs/pipelines.md")).unwrap();
+    let yaml = page.split("```yaml\n").nth(1).unwrap();
+    let work = Work::new(yaml.split("```").next().unwrap());
+    let mut command = sparse(work.path());
+    command
+        .args(["pipeline", "validate", "--json"])
+        .arg(work.path())
+        .env("NIGHTLY_HOOK", "https://hooks.example/secret");
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(all[0]["pipeline"], "nightly");
+    assert_eq!(all[0]["stages"][2], "report", "{all}");
 }
 
 const CHAIN: &str = r#"

@@ -168,6 +168,30 @@ pub(crate) fn python() -> Option<String> {
     python
 }
 
+/// Sends a signal, such as `-INT`.
+pub(crate) fn signal(process: &std::process::Child, signal: &str) {
+    let sent = Command::new("kill")
+        .args([signal, &process.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+}
+
+/// Changes a byte in the middle of the largest file of a folder.
+pub(crate) fn damage(folder: &Path) {
+    let largest = files(folder).into_iter().max_by_key(|(_, b)| b.len());
+    let (name, mut bytes) = largest.unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    std::fs::write(folder.join(name), bytes).unwrap();
+}
+
+/// Whether a program is on the PATH.
+pub(crate) fn on_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+}
+
 /// Runs a Python program with arguments; it must succeed. Returns what it printed.
 pub(crate) fn run_python(python: &str, program: &str, arguments: &[&str]) -> String {
     let output = Command::new(python)

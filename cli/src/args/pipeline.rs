@@ -80,7 +80,14 @@ pub(crate) struct PipelineRun {
 Examples:
   sparse pipeline serve examples/nightly
   sparse pipeline serve pipelines/ --listen 0.0.0.0:8642 --token-file /run/secrets/sparse-token
-  curl -X POST -H \"Authorization: Bearer $TOKEN\" localhost:8642/api/pipelines/nightly/runs")]
+  curl -X POST -H \"Authorization: Bearer $TOKEN\" localhost:8642/api/pipelines/nightly/runs
+
+Over HTTP: / and /runs/ID are pages; /metrics, /healthz, /api/pipelines, /api/runs?pipeline=NAME&limit=N, /api/runs/ID, \
+/api/runs/ID/items and /api/runs/ID/logs tell; POST /api/pipelines/NAME/runs and /api/runs/ID/cancel need the token. A daemon that \
+listens on loopback answers requests to localhost only.
+
+SIGTERM or Ctrl-C ends it with 0: nothing new begins, and what runs has its grace; at the next start it takes up what was cancelled, \
+was killed, or waited. A second signal ends it at once, with 130.")]
 pub(crate) struct PipelineServe {
     /// A YAML file, a folder with a pipeline.yaml, or a folder of such; read again when they change
     pub(crate) pipelines: PathBuf,
@@ -94,6 +101,14 @@ pub(crate) struct PipelineServe {
     /// Once it is to stop: how many seconds running statements may go on before they are cancelled
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(crate) grace: u64,
+    /// The most gigabytes (10^9 bytes) of models the cache of this machine may hold: a metric
+    #[arg(
+        long,
+        value_name = "GB",
+        env = "SPARSE_CACHE_SIZE_GB",
+        default_value_t = 100.0
+    )]
+    pub(crate) max_size_gb: f64,
     #[command(flatten)]
     pub(crate) state: StateDir,
 }

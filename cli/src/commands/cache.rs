@@ -31,6 +31,7 @@ pub(super) async fn run(args: &Cache, context: &Context) -> Result<u8, Failure> 
         .progress(bar.callback())
         .cancel(context.cancel())
         .open()?;
+    context.measure_cache(&cache);
     match &args.command {
         CacheCommand::GetOrReconstruct(what) => get(what, args, &cache, bar, context).await,
         CacheCommand::Resolve(what) => resolve(what, &cache, bar, context).await,

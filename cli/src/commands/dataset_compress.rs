@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use serde_json::json;
-use sparse_dataset::CompressOutcome;
+use sparse_dataset::{CompressOutcome, SplitEntry};
 use sparse_delta::Status;
 
 use super::{json, print_json};
@@ -36,6 +36,13 @@ pub(super) async fn run(args: &DatasetCompress, context: &Context) -> Result<u8,
         sizes.derivative_size_bytes,
         sizes.delta_size_bytes,
     );
+    let sum = |of: fn(&SplitEntry) -> u64| outcome.manifest.splits.iter().map(of).sum();
+    context.measure_rows(&[
+        ("shared", sum(|split| split.shared)),
+        ("edited", sum(|split| split.edited)),
+        ("new", sum(|split| split.new)),
+        ("removed", sum(|split| split.removed)),
+    ]);
     if context.global.json {
         print_json(&json!({
             "status": outcome.status.name(),

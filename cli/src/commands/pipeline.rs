@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sparse_cache::DeltaCache;
 use sparse_operators::session_with;
 use sparse_pipelines::serve::Options;
 use sparse_pipelines::spec::find_all;
@@ -186,6 +187,7 @@ async fn serve(args: &PipelineServe, context: &Context) -> Result<u8, Failure> {
         listen: args.listen,
         token,
         grace: Duration::from_secs(args.grace),
+        cache: Some(cache(args, context)?),
     };
     let state = Arc::new(State::open(&args.state.state_dir)?);
     let cancel = context.cancel();
@@ -204,6 +206,14 @@ async fn serve(args: &PipelineServe, context: &Context) -> Result<u8, Failure> {
     })
     .await?;
     Ok(0)
+}
+
+/// The cache of rebuilt models that the metrics tell of.
+fn cache(args: &PipelineServe, context: &Context) -> Result<DeltaCache, Failure> {
+    Ok(DeltaCache::new()
+        .open_options(context.config().open_options())
+        .max_cache_size_gb(args.max_size_gb)
+        .open()?)
 }
 
 fn history(args: &PipelineHistory, context: &Context) -> Result<u8, Failure> {

@@ -255,6 +255,8 @@ impl CommitExec {
 
 /// The node's own metrics, shown by EXPLAIN ANALYZE.
 struct Totals {
+    metrics: ExecutionPlanMetricsSet,
+    function: &'static str,
     bytes_read: datafusion::physical_plan::metrics::Count,
     bytes_written: datafusion::physical_plan::metrics::Count,
     original_bytes: datafusion::physical_plan::metrics::Count,
@@ -272,6 +274,8 @@ impl Totals {
                 .counter(name, 0)
         };
         Self {
+            metrics: metrics.clone(),
+            function,
             bytes_read: count("bytes_read"),
             bytes_written: count("bytes_written"),
             original_bytes: count("original_bytes"),
@@ -290,5 +294,11 @@ impl Totals {
         self.commits.add(1);
         self.ratio.add_part(size(committed.artifact_bytes));
         self.ratio.add_total(size(committed.original_bytes));
+        for (name, count) in &committed.counts {
+            MetricBuilder::new(&self.metrics)
+                .with_new_label("function", self.function)
+                .counter(*name, 0)
+                .add(size(*count));
+        }
     }
 }

@@ -206,6 +206,7 @@ impl Staged for Pair {
             bytes_written: metrics.bytes_written,
             original_bytes: metrics.original_bytes,
             artifact_bytes: metrics.artifact_bytes,
+            counts: Vec::new(),
         })
     }
 }

@@ -184,8 +184,20 @@ impl Staged for Pair {
             },
             original_bytes: sizes.derivative_size_bytes,
             artifact_bytes: sizes.delta_size_bytes,
+            counts: row_classes(&outcome),
         })
     }
+}
+
+/// Rows of all splits by what became of them; a pipeline's metrics sum them.
+fn row_classes(outcome: &CompressOutcome) -> Vec<(&'static str, u64)> {
+    let sum = |of: fn(&SplitEntry) -> u64| outcome.manifest.splits.iter().map(of).sum();
+    vec![
+        ("shared_rows", sum(|split| split.shared)),
+        ("edited_rows", sum(|split| split.edited)),
+        ("new_rows", sum(|split| split.new)),
+        ("removed_rows", sum(|split| split.removed)),
+    ]
 }
 
 fn batch(inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {

@@ -131,6 +131,7 @@ impl Staged for Rebuilt {
             bytes_written: 0,
             original_bytes: sizes.derivative_size_bytes,
             artifact_bytes: sizes.delta_size_bytes,
+            counts: Vec::new(),
         })
     }
 }

@@ -120,6 +120,7 @@ impl Staged for Wanted {
             bytes_written: 0,
             original_bytes: 0,
             artifact_bytes: 0,
+            counts: Vec::new(),
         })
     }
 }

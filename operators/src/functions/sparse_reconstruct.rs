@@ -149,6 +149,7 @@ impl Staged for Rebuilt {
             bytes_written: metrics.bytes_written,
             original_bytes: metrics.bytes,
             artifact_bytes: metrics.artifact_bytes,
+            counts: Vec::new(),
         })
     }
 }

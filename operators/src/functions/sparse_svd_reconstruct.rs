@@ -143,6 +143,7 @@ impl Staged for Rebuilt {
             )?,
             bytes_read: artifact_bytes,
             bytes_written: if written { outcome.bytes } else { 0 },
+            counts: Vec::new(),
             original_bytes: outcome.bytes,
             artifact_bytes,
         })

@@ -133,6 +133,7 @@ impl Staged for Found {
             bytes_written: 0,
             original_bytes: 0,
             artifact_bytes: 0,
+            counts: Vec::new(),
         })
     }
 }

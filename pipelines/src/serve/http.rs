@@ -12,16 +12,20 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::{get, post};
+use datafusion::common::runtime::SpawnedTask;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Asked, Daemon, MAX_QUEUE, page};
+use super::{Daemon, MAX_QUEUE, page};
 use crate::metrics::Metrics;
 use crate::schedule;
 use crate::state::{StateError, now_ms};
 
 /// The most runs one answer holds.
 const MAX_RUNS: u32 = 1000;
+
+/// The most tries of items one answer holds.
+const MAX_ITEMS: u32 = 10_000;
 
 /// The most lines of a log one answer holds.
 const MAX_LINES: u32 = 10_000;
@@ -38,6 +42,7 @@ pub(super) fn router(daemon: Arc<Daemon>) -> Router {
         .route("/api/pipelines/{name}/runs", post(start))
         .route("/api/runs", get(runs))
         .route("/api/runs/{run}", get(run))
+        .route("/api/runs/{run}/items", get(items))
         .route("/api/runs/{run}/logs", get(logs))
         .route("/api/runs/{run}/cancel", post(cancel))
         .layer(middleware::from_fn_with_state(Arc::clone(&daemon), guard))
@@ -130,11 +135,13 @@ fn allowed(daemon: &Daemon, headers: &HeaderMap) -> Result<(), Refused> {
 async fn health(Shared(daemon): App) -> Result<Response, Refused> {
     // The database is asked, so that a full or lost disk is seen.
     daemon.state.runs(None, 1)?;
-    let problems: Vec<String> = daemon
-        .slots()
-        .values()
-        .filter_map(|slot| slot.problem.clone())
-        .collect();
+    let mut problems = daemon.problems().clone();
+    problems.extend(
+        daemon
+            .slots()
+            .values()
+            .filter_map(|slot| slot.problem.clone()),
+    );
     let stopping = daemon.stopping.load(Ordering::Relaxed);
     let status = match stopping {
         true => StatusCode::SERVICE_UNAVAILABLE,
@@ -146,13 +153,27 @@ async fn health(Shared(daemon): App) -> Result<Response, Refused> {
 }
 
 async fn metrics(Shared(daemon): App) -> Result<Response, Refused> {
-    let mut metrics = Metrics::new();
-    metrics.history(&daemon.state, None)?;
+    // A long history takes its time, and the cache has locks: not on the threads that answer others.
+    let text = SpawnedTask::spawn_blocking(move || {
+        let mut metrics = Metrics::new();
+        metrics.history(&daemon.state, None)?;
+        if let Some(cache) = &daemon.options.cache {
+            match cache.get_stats() {
+                Ok(stats) => metrics.cache(&stats, &cache.jobs()),
+                Err(error) => tracing::warn!("the metrics of the cache: {error}"),
+            }
+        }
+        Ok::<_, StateError>(metrics.encode())
+    });
+    let text = text.join_unwind().await.map_err(|error| {
+        let message = format!("the metrics were not made: {error}");
+        Refused(StatusCode::INTERNAL_SERVER_ERROR, message)
+    })??;
     let kind = [(
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    Ok((kind, metrics.encode()).into_response())
+    Ok((kind, text).into_response())
 }
 
 async fn pipelines(Shared(daemon): App) -> Json<serde_json::Value> {
@@ -198,6 +219,11 @@ async fn run(Shared(daemon): App, Path(id): Path<String>) -> Result<Response, Re
     Ok(Json(json!({ "run": run, "stages": stages })).into_response())
 }
 
+async fn items(Shared(daemon): App, Path(id): Path<String>) -> Result<Response, Refused> {
+    let run = daemon.state.run(&id)?.ok_or_else(|| missing("this run"))?;
+    Ok(Json(daemon.state.tries(&run.run, MAX_ITEMS)?).into_response())
+}
+
 async fn logs(Shared(daemon): App, Path(id): Path<String>) -> Result<Response, Refused> {
     let run = daemon.state.run(&id)?.ok_or_else(|| missing("this run"))?;
     Ok(Json(daemon.state.logs(&run.run, MAX_LINES)?).into_response())
@@ -225,10 +251,7 @@ async fn start(
             "too many runs are waiting".to_owned(),
         ));
     }
-    slot.queue.push_back(Asked {
-        trigger: "api",
-        scheduled_ms: None,
-    });
+    slot.ask(&daemon.state, "api")?;
     let document = json!({ "pipeline": name, "queued": slot.queue.len() });
     Ok((StatusCode::ACCEPTED, Json(document)).into_response())
 }

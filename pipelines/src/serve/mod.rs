@@ -3,13 +3,15 @@
 mod http;
 mod page;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sparse_cache::DeltaCache;
 use tokio::task::JoinSet;
 
 use crate::examine::Sessions;
@@ -17,6 +19,7 @@ use crate::graph::Graph;
 use crate::schedule;
 use crate::spec::{Overlap, Pipeline, SpecError, find_all};
 use crate::state::{State, StateError, now_ms};
+use crate::summary::Status;
 use crate::{Engine, EngineError, Params, fingerprint};
 
 /// How often schedules are looked at.
@@ -24,6 +27,9 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// How often files are looked at.
 const RELOAD_TICKS: u32 = 4;
+
+/// A clock may be put back by so much before the schedules are looked at anew.
+const CLOCK_MS: i64 = 60_000;
 
 /// Runs that may wait for one pipeline.
 const MAX_QUEUE: usize = 1000;
@@ -46,6 +52,12 @@ pub enum ServeError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Another process is the daemon of this history.
+    #[error("another daemon uses the state folder {}; stop it, or give another --state-dir", dir.display())]
+    Running {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// Two files, one name.
     #[error("{} and {} are both named {name:?}; give each pipeline its own name", first.display(), second.display())]
     SameName {
@@ -59,7 +71,7 @@ pub enum ServeError {
 }
 
 /// How the daemon is set up.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// A pipeline, or a folder of them.
     pub path: PathBuf,
@@ -69,12 +81,26 @@ pub struct Options {
     pub token: Option<String>,
     /// How long running statements may go on once the daemon is to stop; then they are cancelled.
     pub grace: Duration,
+    /// The cache that `/metrics` tells of.
+    pub cache: Option<DeltaCache>,
 }
 
-/// A run that waits.
+impl std::fmt::Debug for Options {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("path", &self.path)
+            .field("listen", &self.listen)
+            .field("grace", &self.grace)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A run that waits. It is recorded until it ended: a daemon that is killed or stopped takes it up again.
 #[derive(Clone, Debug)]
 struct Asked {
-    trigger: &'static str,
+    id: i64,
+    trigger: String,
     scheduled_ms: Option<i64>,
 }
 
@@ -87,6 +113,8 @@ struct Slot {
     queue: VecDeque<Asked>,
     /// Set to cancel the run under way.
     running: Option<Arc<AtomicBool>>,
+    /// Its file is no longer there: once its run ended, it goes too.
+    gone: bool,
 }
 
 struct Daemon {
@@ -94,6 +122,8 @@ struct Daemon {
     state: Arc<State>,
     sessions: Sessions,
     slots: Mutex<BTreeMap<String, Slot>>,
+    /// What was wrong at the latest reload with files that are no pipeline here yet.
+    problems: Mutex<Vec<String>>,
     /// Set when the daemon is to stop: nothing new begins.
     stopping: AtomicBool,
 }
@@ -109,11 +139,17 @@ pub async fn serve(
     let address = options.listen;
     let daemon = Arc::new(Daemon {
         slots: Mutex::default(),
+        problems: Mutex::default(),
         stopping: AtomicBool::new(false),
         options,
         state,
         sessions,
     });
+    let Some(_lock) = daemon.state.try_lock_daemon()? else {
+        return Err(ServeError::Running {
+            dir: daemon.state.dir().to_owned(),
+        });
+    };
     daemon.load()?;
     daemon.resume()?;
     let listen = |source| ServeError::Listen { address, source };
@@ -144,6 +180,17 @@ impl Daemon {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn problems(&self) -> MutexGuard<'_, Vec<String>> {
+        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The history may be readable again at the next tick; until then the log says what is wrong.
+    fn note(result: Result<(), StateError>) {
+        if let Err(error) = result {
+            tracing::error!("{error}");
+        }
+    }
+
     fn read_one(file: &std::path::Path) -> Result<(Pipeline, Graph), SpecError> {
         let pipeline = Pipeline::read(file, &Params::default())?;
         let graph = Graph::new(&pipeline)?;
@@ -166,72 +213,112 @@ impl Daemon {
         }
         for (name, slot) in self.slots().iter() {
             if slot.pipeline.schedule.is_some() && self.state.schedule_seen(name)?.is_none() {
-                self.state.put_schedule(name, now_ms(), None, 0)?;
+                self.state.put_schedule(name, now_ms(), 0, &[])?;
             }
         }
         Ok(())
     }
 
-    /// Runs that were under way when their process ended are taken up again.
+    /// Runs that waited or were under way when the process before ended are taken up again.
     fn resume(&self) -> Result<(), StateError> {
         for (name, slot) in self.slots().iter_mut() {
+            slot.queue = self
+                .state
+                .asked(name)?
+                .into_iter()
+                .map(|(id, trigger, scheduled_ms)| Asked {
+                    id,
+                    trigger,
+                    scheduled_ms,
+                })
+                .collect();
             let Some(_lock) = self.state.try_lock(name)? else {
                 continue;
             };
-            if self.state.recover(name)? > 0 {
-                slot.queue.push_back(Asked {
-                    trigger: "resume",
-                    scheduled_ms: None,
-                });
+            if self.state.recover(name)? > 0 && slot.queue.is_empty() {
+                slot.ask(&self.state, "resume")?;
             }
         }
         Ok(())
     }
 
     /// Reads what changed. A pipeline that became wrong stays as it was, and says so.
-    fn reload(&self) {
+    fn reload(&self) -> Result<(), StateError> {
+        let mut problems = Vec::new();
         let files = match find_all(&self.options.path) {
             Ok(files) => files,
             Err(error) => {
-                tracing::warn!("reload: {error}");
-                return;
+                tracing::error!("the pipelines stay as they were: {error}");
+                *self.problems() = vec![error.to_string()];
+                return Ok(());
             }
         };
-        let mut read = Vec::new();
-        for file in &files {
-            read.push((file.clone(), Self::read_one(file)));
-        }
+        let read: Vec<_> = files
+            .into_iter()
+            .map(|file| (Self::read_one(&file), file))
+            .collect();
         let mut slots = self.slots();
-        let mut names = Vec::new();
-        for (file, result) in read {
-            match result {
-                Ok((pipeline, graph)) => {
-                    names.push(pipeline.name.clone());
-                    if let Some(slot) = slots.get_mut(&pipeline.name) {
-                        slot.pipeline = pipeline;
-                        slot.graph = Arc::new(graph);
-                        slot.problem = None;
-                        continue;
-                    }
-                    if pipeline.schedule.is_some()
-                        && let Err(error) =
-                            self.state.put_schedule(&pipeline.name, now_ms(), None, 0)
-                    {
-                        tracing::warn!("{error}");
-                    }
-                    slots.insert(pipeline.name.clone(), slot(pipeline, graph));
-                }
+        let mut names = BTreeSet::new();
+        for (result, file) in read {
+            let (pipeline, graph) = match result {
+                Ok(both) => both,
                 Err(error) => {
-                    tracing::error!("the pipeline stays as it was: {error}");
+                    tracing::error!("{error}");
+                    let mut known = false;
                     for slot in slots.values_mut().filter(|slot| slot.pipeline.file == file) {
                         slot.problem = Some(error.to_string());
-                        names.push(slot.pipeline.name.clone());
+                        names.insert(slot.pipeline.name.clone());
+                        known = true;
                     }
+                    if !known {
+                        problems.push(error.to_string());
+                    }
+                    continue;
+                }
+            };
+            let name = pipeline.name.clone();
+            if !names.insert(name.clone()) {
+                let problem = format!(
+                    "{}: another pipeline is named {name:?} too; give each its own name",
+                    file.display()
+                );
+                tracing::error!("{problem}");
+                problems.push(problem);
+                continue;
+            }
+            let now = slots.entry(name.clone());
+            let before = match &now {
+                Entry::Occupied(slot) => slot.get().pipeline.schedule.clone(),
+                Entry::Vacant(_) => None,
+            };
+            // Times of a schedule that was not there yet were not missed.
+            if pipeline.schedule.is_some() && pipeline.schedule != before {
+                self.state.put_schedule(&name, now_ms(), 0, &[])?;
+            }
+            match now {
+                Entry::Occupied(mut slot) => {
+                    let slot = slot.get_mut();
+                    slot.pipeline = pipeline;
+                    slot.graph = Arc::new(graph);
+                    (slot.problem, slot.gone) = (None, false);
+                }
+                Entry::Vacant(place) => {
+                    place.insert(slot(pipeline, graph));
                 }
             }
         }
-        slots.retain(|name, slot| names.contains(name) || slot.running.is_some());
+        for (name, slot) in slots.iter_mut().filter(|(name, _)| !names.contains(*name)) {
+            tracing::info!(pipeline = name, "its file is gone");
+            slot.gone = true;
+            slot.pipeline.schedule = None;
+            for asked in slot.queue.drain(..) {
+                self.state.answered(asked.id)?;
+            }
+        }
+        slots.retain(|_, slot| !slot.gone || slot.running.is_some());
+        *self.problems() = problems;
         tracing::info!(pipelines = slots.len(), "reloaded");
+        Ok(())
     }
 
     /// What the files look like, to notice changes.
@@ -264,17 +351,20 @@ impl Daemon {
             };
             let seen = self.state.schedule_seen(name)?.unwrap_or(now);
             let due = schedule::due(&schedule, seen, now);
-            if due.runs.is_empty() && due.missed == 0 {
+            // A time seen that is yet to come is of a clock that was wrong.
+            if due.runs.is_empty() && due.missed == 0 && seen <= now + CLOCK_MS {
                 continue;
             }
             let mut missed = due.missed;
-            let lag = due.runs.last().map(|(time, _)| now - time);
+            // A process that is no daemon may run it, too.
+            let elsewhere = slot.running.is_none() && self.state.try_lock(name)?.is_none();
+            let mut asked: Vec<(&'static str, i64)> = Vec::new();
             for (time, late) in due.runs {
-                let busy = slot.running.is_some() || !slot.queue.is_empty();
-                let asked = Asked {
-                    trigger: if late { "catch_up" } else { "schedule" },
-                    scheduled_ms: Some(time),
-                };
+                let busy = slot.running.is_some()
+                    || elsewhere
+                    || !slot.queue.is_empty()
+                    || !asked.is_empty();
+                let trigger = if late { "catch_up" } else { "schedule" };
                 match schedule.overlap {
                     // Several that are caught up with run one after another: that is what `all` asks for.
                     Overlap::Forbid if busy && !late => {
@@ -288,56 +378,109 @@ impl Daemon {
                         if let Some(cancel) = &slot.running {
                             cancel.store(true, Ordering::Relaxed);
                         }
-                        slot.queue.clear();
-                        slot.queue.push_back(asked);
+                        // Of scheduled runs that wait, the latest is enough; who asked by hand gets an answer.
+                        let (scheduled, others): (VecDeque<Asked>, _) =
+                            std::mem::take(&mut slot.queue)
+                                .into_iter()
+                                .partition(|asked| asked.scheduled_ms.is_some());
+                        slot.queue = others;
+                        missed += (scheduled.len() + asked.len()) as u64;
+                        for old in scheduled {
+                            self.state.answered(old.id)?;
+                        }
+                        asked = vec![(trigger, time)];
                     }
-                    _ if slot.queue.len() < MAX_QUEUE => slot.queue.push_back(asked),
+                    _ if slot.queue.len() + asked.len() < MAX_QUEUE => asked.push((trigger, time)),
                     _ => missed += 1,
                 }
             }
-            self.state.put_schedule(name, now, lag, missed)?;
+            let ids = self.state.put_schedule(name, due.seen, missed, &asked)?;
+            for (id, (trigger, time)) in ids.into_iter().zip(asked) {
+                slot.queue.push_back(Asked {
+                    id,
+                    trigger: trigger.to_owned(),
+                    scheduled_ms: Some(time),
+                });
+            }
         }
         Ok(())
     }
 
     /// Begins what waits, one run of each pipeline at a time.
-    fn begin(self: &Arc<Self>, runs: &mut JoinSet<()>) {
+    fn begin(self: &Arc<Self>, runs: &mut JoinSet<()>) -> Result<(), StateError> {
         for (name, slot) in self.slots().iter_mut() {
-            if slot.running.is_some() {
+            if slot.running.is_some() || slot.queue.is_empty() {
+                continue;
+            }
+            // Where another process runs it, the daemon waits.
+            if self.state.try_lock(name)?.is_none() {
                 continue;
             }
             let Some(asked) = slot.queue.pop_front() else {
                 continue;
             };
+            if let Some(time) = asked.scheduled_ms {
+                Self::note(self.state.put_lag(name, (now_ms() - time).max(0)));
+            }
             let cancel = Arc::new(AtomicBool::new(false));
             slot.running = Some(Arc::clone(&cancel));
             let (daemon, name, pipeline) = (Arc::clone(self), name.clone(), slot.pipeline.clone());
             runs.spawn(async move {
-                let ended = daemon.run(pipeline, asked, cancel).await;
-                if let Err(error) = ended {
-                    tracing::error!(pipeline = name, "{error}");
-                }
-                if let Some(slot) = daemon.slots().get_mut(&name) {
-                    slot.running = None;
-                }
+                let ended = daemon.run(pipeline, &asked, cancel).await;
+                daemon.ended(&name, asked, ended);
             });
         }
+        Ok(())
     }
 
     async fn run(
         &self,
         pipeline: Pipeline,
-        asked: Asked,
+        asked: &Asked,
         cancel: Arc<AtomicBool>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Status, EngineError> {
         let engine = Engine::new(
             pipeline,
             Arc::clone(&self.state),
             Arc::clone(&self.sessions),
         )?
-        .trigger(asked.trigger, asked.scheduled_ms)
+        .trigger(&asked.trigger, asked.scheduled_ms)
+        .asked(asked.id)
         .stop_when(move || cancel.load(Ordering::Relaxed));
-        engine.run().await.map(|_| ())
+        engine.run().await.map(|summary| summary.status)
+    }
+
+    /// After a run: it is no longer waited for, unless it could not begin, or was cut short by the daemon's end.
+    fn ended(&self, name: &str, asked: Asked, ended: Result<Status, EngineError>) {
+        let mut slots = self.slots();
+        let mut waits = None;
+        let mut problem = None;
+        match ended {
+            Ok(Status::Cancelled) if self.stopping.load(Ordering::Relaxed) => return,
+            Ok(_) => {}
+            Err(EngineError::Busy { .. }) => waits = Some(asked.clone()),
+            Err(error) => {
+                tracing::error!(pipeline = name, "{error}");
+                problem = Some(error.to_string());
+            }
+        }
+        if waits.is_none()
+            && let Err(error) = self.state.answered(asked.id)
+        {
+            tracing::error!(pipeline = name, "{error}");
+        }
+        if let Some(slot) = slots.get_mut(name) {
+            slot.running = None;
+            if problem.is_some() {
+                slot.problem = problem;
+            }
+            if let Some(asked) = waits {
+                slot.queue.push_front(asked);
+            }
+            if slot.gone {
+                slots.remove(name);
+            }
+        }
     }
 
     /// The loop: schedules, reloads, runs, until `stop`; then waits for what is under way, and cancels what takes too long.
@@ -350,14 +493,12 @@ impl Daemon {
             if ticks.is_multiple_of(RELOAD_TICKS) {
                 let now = self.looks();
                 if now != looks {
-                    self.reload();
+                    Self::note(self.reload());
                     looks = self.looks();
                 }
             }
-            if let Err(error) = self.schedule() {
-                tracing::error!("{error}");
-            }
-            self.begin(&mut runs);
+            Self::note(self.schedule());
+            Self::note(self.begin(&mut runs));
             while runs.try_join_next().is_some() {}
             tokio::time::sleep(TICK).await;
         }
@@ -383,5 +524,19 @@ fn slot(pipeline: Pipeline, graph: Graph) -> Slot {
         problem: None,
         queue: VecDeque::new(),
         running: None,
+        gone: false,
+    }
+}
+
+impl Slot {
+    /// Puts a run into the queue that nobody scheduled.
+    fn ask(&mut self, state: &State, trigger: &str) -> Result<(), StateError> {
+        let id = state.ask(&self.pipeline.name, trigger)?;
+        self.queue.push_back(Asked {
+            id,
+            trigger: trigger.to_owned(),
+            scheduled_ms: None,
+        });
+        Ok(())
     }
 }

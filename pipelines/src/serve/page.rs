@@ -252,7 +252,7 @@ pub(super) fn index(daemon: &Daemon) -> Result<String, StateError> {
     let lines: Vec<Line> = runs.iter().map(line).collect();
     render(
         "index.html",
-        context! { title => "pipelines", refresh => busy.then_some(REFRESH), pipelines, runs => lines, savings => savings(&runs) },
+        context! { title => "pipelines", problems => daemon.problems().clone(), refresh => busy.then_some(REFRESH), pipelines, runs => lines, savings => savings(&runs) },
     )
 }
 

@@ -197,7 +197,7 @@ impl Severity {
 }
 
 /// When a pipeline runs by itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// Five or six fields, or `@daily` and the like.
     pub cron: String,

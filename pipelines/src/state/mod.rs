@@ -3,7 +3,7 @@
 mod read;
 mod tables;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -102,6 +102,37 @@ pub struct Bytes {
     pub input_bytes: u64,
     /// Bytes of the deltas.
     pub delta_bytes: u64,
+}
+
+/// What the statements of a try measured.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Measured {
+    /// Bytes in and out.
+    pub(crate) bytes: Vec<Bytes>,
+    /// Rows of compressed datasets, by class: shared, edited, new or removed.
+    pub(crate) dataset_rows: BTreeMap<String, u64>,
+    /// Checks of artifacts that failed.
+    pub(crate) verify_failures: u64,
+}
+
+impl Measured {
+    /// Adds what another try measured.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for bytes in &other.bytes {
+            let same = |b: &&mut Bytes| b.kind == bytes.kind && b.codec == bytes.codec;
+            match self.bytes.iter_mut().find(same) {
+                Some(sum) => {
+                    sum.input_bytes += bytes.input_bytes;
+                    sum.delta_bytes += bytes.delta_bytes;
+                }
+                None => self.bytes.push(bytes.clone()),
+            }
+        }
+        for (class, rows) in &other.dataset_rows {
+            *self.dataset_rows.entry(class.clone()).or_default() += rows;
+        }
+        self.verify_failures += other.verify_failures;
+    }
 }
 
 /// One try, to be recorded.
@@ -264,18 +295,22 @@ impl State {
         })
     }
 
+    /// Records how a run ended and, in the same transaction, that it is asked for no longer.
     pub(crate) fn end_run(
         &self,
         id: &str,
         status: &str,
         error: Option<&str>,
+        answered: Option<i64>,
     ) -> Result<(), StateError> {
         self.with(|c| {
-            c.execute(
+            let tx = c.transaction()?;
+            tx.execute(
                 "UPDATE runs SET status = ?2, ended_ms = ?3, error = ?4 WHERE id = ?1",
                 params![id, status, now_ms(), error],
-            )
-            .map(|_| ())
+            )?;
+            tx.execute("DELETE FROM asked WHERE id = ?1", params![answered])?;
+            tx.commit()
         })
     }
 
@@ -364,8 +399,7 @@ impl State {
         attempt: &Attempt<'_>,
         parts: &str,
         outcome: &Outcome,
-        bytes: &[Bytes],
-        verify_failures: u64,
+        measured: &Measured,
     ) -> Result<(), StateError> {
         let result = serde_json::to_string(outcome).unwrap_or_default();
         self.with(|c| {
@@ -373,12 +407,18 @@ impl State {
             let tx = c.transaction()?;
             tx.execute(
                 "UPDATE attempts SET status = 'succeeded', ended_ms = ?2, rows = ?3, verify_failures = ?4 WHERE id = ?1",
-                params![id, now, int(outcome.rows), int(verify_failures)],
+                params![id, now, int(outcome.rows), int(measured.verify_failures)],
             )?;
-            for b in bytes {
+            for b in &measured.bytes {
                 tx.execute(
                     "INSERT INTO bytes (attempt, run, pipeline, kind, codec, input_bytes, delta_bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                     params![id, attempt.run, attempt.pipeline, b.kind, b.codec, int(b.input_bytes), int(b.delta_bytes)],
+                )?;
+            }
+            for (class, rows) in &measured.dataset_rows {
+                tx.execute(
+                    "INSERT INTO dataset_rows (attempt, run, pipeline, class, rows) VALUES (?1, ?2, ?3, ?4, ?5)",
+                    params![id, attempt.run, attempt.pipeline, class, int(*rows)],
                 )?;
             }
             put_done(&tx, attempt.pipeline, attempt.stage, &stored(attempt.item), &Done {
@@ -499,7 +539,7 @@ impl State {
         })
     }
 
-    /// When the schedule of a pipeline was last looked at.
+    /// Up to when the schedule of a pipeline was looked at.
     pub(crate) fn schedule_seen(&self, pipeline: &str) -> Result<Option<i64>, StateError> {
         self.with(|c| {
             c.query_row(
@@ -511,22 +551,88 @@ impl State {
         })
     }
 
+    /// Records up to when a schedule was looked at, the times that get no run, and, in the same transaction, the runs that now
+    /// wait: killed before or after, no time is lost and none runs twice. Returns their ids.
     pub(crate) fn put_schedule(
         &self,
         pipeline: &str,
         seen_ms: i64,
-        lag_ms: Option<i64>,
         missed: u64,
-    ) -> Result<(), StateError> {
+        asked: &[(&'static str, i64)],
+    ) -> Result<Vec<i64>, StateError> {
+        self.with(|c| {
+            let tx = c.transaction()?;
+            tx.execute(
+                "INSERT INTO schedules (pipeline, seen_ms, missed) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (pipeline) DO UPDATE SET seen_ms = ?2, missed = missed + ?3",
+                params![pipeline, seen_ms, int(missed)],
+            )?;
+            let mut ids = Vec::new();
+            for (trigger, scheduled_ms) in asked {
+                ids.push(put_asked(&tx, pipeline, trigger, Some(*scheduled_ms))?);
+            }
+            tx.commit()?;
+            Ok(ids)
+        })
+    }
+
+    /// Records how late the latest scheduled run began.
+    pub(crate) fn put_lag(&self, pipeline: &str, lag_ms: i64) -> Result<(), StateError> {
         self.with(|c| {
             c.execute(
-                "INSERT INTO schedules (pipeline, seen_ms, lag_ms, missed) VALUES (?1, ?2, coalesce(?3, 0), ?4)
-                 ON CONFLICT (pipeline) DO UPDATE SET seen_ms = ?2, lag_ms = coalesce(?3, lag_ms), missed = missed + ?4",
-                params![pipeline, seen_ms, lag_ms, int(missed)],
+                "UPDATE schedules SET lag_ms = ?2 WHERE pipeline = ?1",
+                params![pipeline, lag_ms],
             )
             .map(|_| ())
         })
     }
+
+    /// Records that a run is waited for. Returns its id.
+    pub(crate) fn ask(&self, pipeline: &str, trigger: &str) -> Result<i64, StateError> {
+        self.with(|c| put_asked(c, pipeline, trigger, None))
+    }
+
+    /// The runs that are waited for, oldest first: id, trigger, scheduled time.
+    pub(crate) fn asked(
+        &self,
+        pipeline: &str,
+    ) -> Result<Vec<(i64, String, Option<i64>)>, StateError> {
+        self.with(|c| {
+            c.prepare_cached(
+                "SELECT id, trigger, scheduled_ms FROM asked WHERE pipeline = ?1 ORDER BY id",
+            )?
+            .query_map(params![pipeline], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })?
+            .collect()
+        })
+    }
+
+    /// Records that a run is no longer waited for.
+    pub(crate) fn answered(&self, id: i64) -> Result<(), StateError> {
+        self.with(|c| {
+            c.execute("DELETE FROM asked WHERE id = ?1", params![id])
+                .map(|_| ())
+        })
+    }
+
+    /// Takes the right to be the daemon of this history, if no process has it.
+    pub(crate) fn try_lock_daemon(&self) -> Result<Option<sparse_store::LockGuard>, StateError> {
+        Ok(sparse_store::try_lock("daemon", &self.dir)?)
+    }
+}
+
+fn put_asked(
+    c: &Connection,
+    pipeline: &str,
+    trigger: &str,
+    scheduled_ms: Option<i64>,
+) -> rusqlite::Result<i64> {
+    c.execute(
+        "INSERT INTO asked (pipeline, trigger, scheduled_ms) VALUES (?1, ?2, ?3)",
+        params![pipeline, trigger, scheduled_ms],
+    )?;
+    Ok(c.last_insert_rowid())
 }
 
 /// An item's name in the table of what is done.

@@ -14,8 +14,10 @@ pub struct RunRow {
     pub pipeline: String,
     /// running, succeeded, failed, checks_failed, cancelled or interrupted.
     pub status: String,
-    /// manual, schedule, catch_up, api or backfill.
+    /// manual, schedule, catch_up, resume, api or backfill.
     pub trigger: String,
+    /// The time it was scheduled for, in milliseconds since 1970.
+    pub scheduled_ms: Option<i64>,
     /// Milliseconds since 1970.
     pub started_ms: i64,
     /// Milliseconds since 1970.
@@ -65,6 +67,9 @@ pub(crate) struct LogRow {
     pub(crate) message: String,
 }
 
+/// Labels, and numbers under them.
+pub(crate) type Numbers = (Vec<String>, Vec<f64>);
+
 /// One try.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct AttemptRow {
@@ -80,9 +85,9 @@ pub(crate) struct AttemptRow {
 }
 
 const RUN: &str = "SELECT id, pipeline, status, trigger, started_ms, ended_ms,
-    (SELECT coalesce(sum(input_bytes), 0) FROM bytes JOIN attempts ON attempts.id = bytes.attempt WHERE attempts.run = runs.id),
-    (SELECT coalesce(sum(delta_bytes), 0) FROM bytes JOIN attempts ON attempts.id = bytes.attempt WHERE attempts.run = runs.id),
-    error FROM runs";
+    (SELECT coalesce(sum(input_bytes), 0) FROM bytes WHERE bytes.run = runs.id),
+    (SELECT coalesce(sum(delta_bytes), 0) FROM bytes WHERE bytes.run = runs.id),
+    error, scheduled_ms FROM ";
 
 fn run(row: &Row<'_>) -> rusqlite::Result<RunRow> {
     Ok(RunRow {
@@ -95,15 +100,39 @@ fn run(row: &Row<'_>) -> rusqlite::Result<RunRow> {
         input_bytes: row.get(6)?,
         delta_bytes: row.get(7)?,
         error: row.get(8)?,
+        scheduled_ms: row.get(9)?,
+    })
+}
+
+const TRY: &str =
+    "SELECT run, stage, item, attempt, status, reason, started_ms, ended_ms, error FROM attempts";
+
+fn attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
+    Ok(AttemptRow {
+        run: row.get(0)?,
+        stage: row.get(1)?,
+        item: row.get(2)?,
+        attempt: row.get(3)?,
+        status: row.get(4)?,
+        reason: row.get(5)?,
+        started_ms: row.get(6)?,
+        ended_ms: row.get(7)?,
+        error: row.get(8)?,
     })
 }
 
 impl State {
     /// The latest runs, newest first; of one pipeline, or of all.
     pub fn runs(&self, pipeline: Option<&str>, limit: u32) -> Result<Vec<RunRow>, StateError> {
+        // Chosen first, by an index; then bytes are summed, of these only.
+        let chosen = match pipeline {
+            Some(_) => "pipeline = ?1",
+            None => "?1 IS NULL",
+        };
         self.with(|c| {
             c.prepare_cached(&format!(
-                "{RUN} WHERE ?1 IS NULL OR pipeline = ?1 ORDER BY started_ms DESC, id DESC LIMIT ?2"
+                "{RUN} (SELECT * FROM runs WHERE {chosen} ORDER BY started_ms DESC, id DESC LIMIT ?2) AS runs
+                 ORDER BY started_ms DESC, id DESC"
             ))?
             .query_map(params![pipeline, limit], run)?
             .collect()
@@ -114,7 +143,7 @@ impl State {
     pub fn run(&self, id: &str) -> Result<Option<RunRow>, StateError> {
         self.with(|c| {
             let mut query = c.prepare_cached(&format!(
-                "{RUN} WHERE substr(id, 1, length(?1)) = ?1 ORDER BY id DESC LIMIT 1"
+                "{RUN} (SELECT * FROM runs WHERE substr(id, 1, length(?1)) = ?1 ORDER BY id DESC LIMIT 1) AS runs"
             ))?;
             query.query_map(params![id], run)?.next().transpose()
         })
@@ -165,6 +194,7 @@ impl State {
         })
     }
 
+    /// The latest tries of an item, the newest first.
     pub(crate) fn attempts(
         &self,
         pipeline: &str,
@@ -173,24 +203,20 @@ impl State {
         limit: u32,
     ) -> Result<Vec<AttemptRow>, StateError> {
         self.with(|c| {
-            c.prepare_cached(
-                "SELECT run, stage, item, attempt, status, reason, started_ms, ended_ms, error FROM attempts
-                 WHERE pipeline = ?1 AND stage = ?2 AND item = ?3 ORDER BY id DESC LIMIT ?4",
-            )?
-            .query_map(params![pipeline, stage, item, limit], |row| {
-                Ok(AttemptRow {
-                    run: row.get(0)?,
-                    stage: row.get(1)?,
-                    item: row.get(2)?,
-                    attempt: row.get(3)?,
-                    status: row.get(4)?,
-                    reason: row.get(5)?,
-                    started_ms: row.get(6)?,
-                    ended_ms: row.get(7)?,
-                    error: row.get(8)?,
-                })
-            })?
+            c.prepare_cached(&format!(
+                "{TRY} WHERE pipeline = ?1 AND stage = ?2 AND item = ?3 ORDER BY id DESC LIMIT ?4"
+            ))?
+            .query_map(params![pipeline, stage, item, limit], attempt)?
             .collect()
+        })
+    }
+
+    /// The tries of a run, in the order they began.
+    pub(crate) fn tries(&self, run: &str, limit: u32) -> Result<Vec<AttemptRow>, StateError> {
+        self.with(|c| {
+            c.prepare_cached(&format!("{TRY} WHERE run = ?1 ORDER BY id LIMIT ?2"))?
+                .query_map(params![run, limit], attempt)?
+                .collect()
         })
     }
 
@@ -210,17 +236,20 @@ impl State {
         })
     }
 
-    /// Rows of numbers under labels, for the metrics: all columns but the last are labels.
-    pub(crate) fn numbers(&self, sql: &str) -> Result<Vec<(Vec<String>, f64)>, StateError> {
+    /// Rows of numbers under labels, for the metrics: the first `labels` columns are text, the others numbers.
+    pub(crate) fn numbers(&self, sql: &str, labels: usize) -> Result<Vec<Numbers>, StateError> {
         self.with(|c| {
             let mut query = c.prepare_cached(sql)?;
-            let labels = query.column_count().saturating_sub(1);
+            let columns = query.column_count();
             query
                 .query_map([], |row| {
                     let names = (0..labels)
                         .map(|at| row.get::<_, String>(at))
                         .collect::<rusqlite::Result<_>>()?;
-                    Ok((names, row.get(labels)?))
+                    let values = (labels..columns)
+                        .map(|at| row.get::<_, f64>(at))
+                        .collect::<rusqlite::Result<_>>()?;
+                    Ok((names, values))
                 })?
                 .collect()
         })

@@ -5,6 +5,7 @@ CREATE TABLE IF NOT EXISTS runs (
     params TEXT NOT NULL, version TEXT NOT NULL, error TEXT
 );
 CREATE INDEX IF NOT EXISTS runs_by_pipeline ON runs (pipeline, started_ms);
+CREATE INDEX IF NOT EXISTS runs_by_time ON runs (started_ms);
 CREATE TABLE IF NOT EXISTS stages (
     run TEXT NOT NULL, pipeline TEXT NOT NULL, stage TEXT NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
     started_ms INTEGER NOT NULL, ended_ms INTEGER, queued_ms INTEGER NOT NULL DEFAULT 0,
@@ -12,6 +13,7 @@ CREATE TABLE IF NOT EXISTS stages (
     items_failed INTEGER NOT NULL DEFAULT 0, rows INTEGER NOT NULL DEFAULT 0, error TEXT,
     PRIMARY KEY (run, stage)
 );
+CREATE INDEX IF NOT EXISTS stages_by_pipeline ON stages (pipeline, status);
 CREATE TABLE IF NOT EXISTS attempts (
     id INTEGER PRIMARY KEY, run TEXT NOT NULL, pipeline TEXT NOT NULL, stage TEXT NOT NULL, item TEXT NOT NULL,
     attempt INTEGER NOT NULL, key TEXT NOT NULL, status TEXT NOT NULL, reason TEXT NOT NULL,
@@ -25,11 +27,16 @@ CREATE TABLE IF NOT EXISTS bytes (
     input_bytes INTEGER NOT NULL, delta_bytes INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS bytes_by_attempt ON bytes (attempt);
+CREATE INDEX IF NOT EXISTS bytes_by_run ON bytes (run);
+CREATE TABLE IF NOT EXISTS dataset_rows (
+    attempt INTEGER NOT NULL, run TEXT NOT NULL, pipeline TEXT NOT NULL, class TEXT NOT NULL, rows INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS checks (
     run TEXT NOT NULL, pipeline TEXT NOT NULL, stage TEXT NOT NULL, name TEXT NOT NULL, severity TEXT NOT NULL,
     failed_rows INTEGER NOT NULL, error TEXT, ended_ms INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS checks_by_run ON checks (run);
+CREATE INDEX IF NOT EXISTS checks_by_pipeline ON checks (pipeline, severity);
 -- What is done: one row per stage (item '') and per item.
 CREATE TABLE IF NOT EXISTS done (
     pipeline TEXT NOT NULL, stage TEXT NOT NULL, item TEXT NOT NULL, key TEXT NOT NULL, parts TEXT NOT NULL,
@@ -40,6 +47,8 @@ CREATE TABLE IF NOT EXISTS contents (identity TEXT PRIMARY KEY, content TEXT NOT
 CREATE TABLE IF NOT EXISTS schedules (
     pipeline TEXT PRIMARY KEY, seen_ms INTEGER NOT NULL, lag_ms INTEGER NOT NULL DEFAULT 0, missed INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
+-- Runs that the daemon is to do, or does: they stay until they ended, so that none is lost with its process.
+CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, trigger TEXT NOT NULL, scheduled_ms INTEGER);
 CREATE TABLE IF NOT EXISTS logs (
     run TEXT NOT NULL, at_ms INTEGER NOT NULL, level TEXT NOT NULL, stage TEXT NOT NULL, item TEXT NOT NULL, message TEXT NOT NULL
 );
