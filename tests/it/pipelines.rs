@@ -609,12 +609,12 @@ fn a_second_run_over_a_thousand_models_does_nothing() {
     assert_eq!(stage(&report, "count")["status"], "succeeded");
 }
 
-/// Kills per test run; SPARSE_TEST_KILLS=100 for more.
+/// Kills per test run, each of which takes a second or two; `SPARSE_TEST_KILLS=100` for more.
 fn kills() -> usize {
     std::env::var("SPARSE_TEST_KILLS")
         .ok()
         .and_then(|kills| kills.parse().ok())
-        .unwrap_or(12)
+        .unwrap_or(40)
 }
 
 #[test]
