@@ -422,6 +422,114 @@ stages:
     assert_eq!(report["checks"].as_array().unwrap().len(), 2);
 }
 
+/// The pairs of items that ran at one time, of four whose stage has the given claim, of eight that may.
+fn pairs_at_once(claim: &str) -> u64 {
+    let work = Work::new(
+        &r#"
+resources: { concurrency: 8, gpu: 1, memory: 3GiB }
+stages:
+  - name: work
+    for_each: { query: "SELECT CAST(value AS VARCHAR) AS item FROM range(4)" }
+    CLAIM
+    sql: SELECT $item AS item, count(*) AS n FROM range(3000) a CROSS JOIN range(3000) b WHERE (a.value * b.value) % 7 = 3
+"#
+        .replace("CLAIM", claim),
+    );
+    let (code, report) = work.run(&[]);
+    assert_eq!((code, &stage(&report, "work")["done"]), (0, &4.into()));
+    let pairs = work.sql(
+        "SELECT count(*) AS n FROM sparse_items a JOIN sparse_items b ON a.item < b.item AND a.started_at < b.ended_at \
+         AND b.started_at < a.ended_at",
+    );
+    pairs.lines().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn items_wait_for_the_gpu_and_for_memory() {
+    assert!(pairs_at_once("") > 0);
+    assert_eq!(pairs_at_once("gpu: 1"), 0);
+    assert_eq!(pairs_at_once("memory: 2GiB"), 0);
+}
+
+#[test]
+fn a_webhook_is_told_and_logs_are_json() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let url = format!("http://{address}/told");
+    let told = std::thread::spawn(move || {
+        use std::io::{BufRead as _, Read as _};
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut reader = std::io::BufReader::new(stream.try_clone().unwrap());
+        let (mut first, mut length) = (String::new(), 0);
+        reader.read_line(&mut first).unwrap();
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).unwrap();
+            let line = line.trim().to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        stream
+            .write_all(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        (first, serde_json::from_slice::<Value>(&body).unwrap())
+    });
+    let work = Work::new(&format!(
+        "name: told\nnotify:\n  - {{ on: [failure], webhook: \"{url}\" }}\nstages:\n  - name: bad\n    sql: SELECT CAST('x' AS INT) AS n\n"
+    ));
+    let output = work
+        .sparse("run", &["--log", "info", "--log-format", "json"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let lines: Vec<Value> = stderr(&output)
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    assert!(
+        lines
+            .iter()
+            .any(|line| line["stage"] == "bad" && line["pipeline"] == "told"),
+        "{}",
+        stderr(&output)
+    );
+    // Who is told nothing waits no longer.
+    let _ = std::net::TcpStream::connect(address);
+    let (first, body) = told.join().unwrap();
+    assert!(first.starts_with("POST /told "), "{first}");
+    assert_eq!(
+        (&body["pipeline"], &body["status"]),
+        (&"told".into(), &"failed".into()),
+        "{body}"
+    );
+}
+
+#[test]
+fn the_plan_says_how_many_bytes_are_read_and_written() {
+    let work = Work::new(
+        &"stages:\n  - name: delta\n    sql: SELECT * FROM sparse_compress('{base}', '{sft}', '{dir}/delta')\n"
+            .replace("{base}", &example("base"))
+            .replace("{sft}", &example("sft")),
+    );
+    let plan = work.plan();
+    let first = stage(&plan, "delta")["input_bytes"].as_u64().unwrap();
+    assert!(first >= 2 * 1_739_008, "{plan}");
+    assert!(stage(&plan, "delta")["output_bytes"].is_null(), "{plan}");
+    let (code, report) = work.run(&[]);
+    assert_eq!(code, 0, "{report}");
+    // What is written is estimated by what was written before.
+    std::fs::remove_dir_all(work.at("delta")).unwrap();
+    let plan = work.plan();
+    let written = stage(&plan, "delta")["output_bytes"].as_u64().unwrap();
+    assert!(written > 100_000 && written < first / 2, "{plan}");
+}
+
 #[test]
 fn secrets_are_used_and_shown_nowhere() {
     let work = Work::new(
