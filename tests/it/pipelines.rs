@@ -511,6 +511,32 @@ fn a_webhook_is_told_and_logs_are_json() {
 }
 
 #[test]
+fn a_terminal_shows_how_far_a_run_is() {
+    let Some(python) = python() else { return };
+    let work = Work::new(
+        "stages:\n  - name: work\n    for_each: { query: \"SELECT CAST(value AS VARCHAR) AS item FROM range(3)\" }\n    sql: SELECT $item AS item\n",
+    );
+    let command = work.sparse("run", &[]);
+    let mut arguments = vec![command.get_program().to_str().unwrap()];
+    arguments.extend(
+        command
+            .get_args()
+            .map(|argument| argument.to_str().unwrap()),
+    );
+    // What the command writes to a terminal passes through.
+    let program = "
+import os, pty, sys
+os.environ['TERM'] = 'xterm'
+sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
+";
+    let said = run_python(&python, program, &arguments);
+    assert!(said.contains("0/3") && said.contains("work"), "{said}");
+    // A file gets the outcome alone.
+    let output = work.sparse("run", &[]).output().unwrap();
+    assert!(!stderr(&output).contains("0/3"), "{}", stderr(&output));
+}
+
+#[test]
 fn the_plan_says_how_many_bytes_are_read_and_written() {
     let work = Work::new(
         &"stages:\n  - name: delta\n    sql: SELECT * FROM sparse_compress('{base}', '{sft}', '{dir}/delta')\n"
