@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
-use sparse_delta::{CancelToken, DeltaManifest, Progress, Reconstruct};
+use sparse_delta::{CancelToken, Progress};
 use sparse_store::OpenOptions;
 
 use crate::CacheError;
+use crate::artifact::Artifact;
 use crate::entry::{CacheEntry, Meta, last_used, time};
 use crate::error::During;
 use crate::files::read_json;
@@ -19,8 +20,6 @@ use crate::ledger::{Collected, Ledger, Reservation};
 use crate::lock::{LockFile, pause};
 use crate::stats::{CacheStats, Counters};
 
-/// The version of entries: part of their keys.
-const VERSION: u32 = 1;
 /// Eviction goes on until this share of the limit is used, if the cache is not told otherwise.
 const LOW_WATER: f64 = 0.9;
 
@@ -230,16 +229,16 @@ impl DeltaCache {
         Ok(self)
     }
 
-    /// The model that `delta` (a folder, URL, or key in the delta store) makes of `base`. On a hit the base is not opened: the delta
-    /// names it by its fingerprint.
+    /// The model that `delta` (a folder, URL, or key in the delta store) makes of `base`: the fine-tune, the base with an adapter
+    /// merged in, or an approximation at its largest rank. On a hit the base is not opened: the delta names it by its fingerprint.
     ///
     /// # Errors
-    /// What [`Reconstruct`] fails with, a model larger than the cache, and a cache full of models that are pinned or in use.
+    /// What rebuilding fails with, a model larger than the cache, and a cache full of models that are pinned or in use.
     pub async fn get_or_reconstruct(&self, base: &str, delta: &str) -> Result<Lease, CacheError> {
         let began = Instant::now();
         let dir = sparse_delta::support::artifact_dir(delta, &self.options).await?;
-        let manifest = blocking(move || Ok(DeltaManifest::read(&dir)?)).await?;
-        let key = key_of(&manifest);
+        let artifact = blocking(move || Ok(Artifact::read(&dir)?)).await?;
+        let key = artifact.key();
         let lock = Arc::new(LockFile::open(&self.layout.of(&key, "lock"))?);
         let mut found = Found::Hit;
         loop {
@@ -249,7 +248,7 @@ impl DeltaCache {
             let (this, of_key, of_lock) = (self.clone(), key.clone(), Arc::clone(&lock));
             match blocking(move || this.look(&of_key, &of_lock)).await? {
                 Look::Whole => break,
-                Look::Mine => match self.build(base, delta, &manifest, &key).await {
+                Look::Mine => match self.build(base, delta, &artifact, &key).await {
                     Ok(room) => {
                         found = Found::Rebuilt;
                         // Exclusive to shared is not one step, but what has room reserved is not evicted.
@@ -355,24 +354,18 @@ impl DeltaCache {
         &self,
         base: &str,
         delta: &str,
-        manifest: &DeltaManifest,
+        artifact: &Artifact,
         key: &str,
     ) -> Result<Reservation, CacheError> {
         let began = Instant::now();
-        let room = self.reserve(key, manifest.original_bytes).await?;
+        let room = artifact.room(base, self).await?;
+        let room = self.reserve(key, room).await?;
         let model = self.layout.model(key);
-        let mut reconstruct = Reconstruct::new(base, delta)
-            .output(model.display().to_string())
-            .threads(self.threads)
-            .open_options(self.options.clone())
-            .cancel(self.cancel.clone());
-        if let Some(progress) = &self.progress {
-            reconstruct = reconstruct.progress(Arc::clone(progress));
-        }
-        let staged = reconstruct.stage().await?;
+        let staged = artifact.stage(base, delta, &model, self).await?;
+        let quick = staged.quick_fingerprint().await?;
         let seconds = began.elapsed().as_secs_f64();
         // Before the model appears: an entry without its state file is one nobody may use.
-        let meta = Meta::new(base, delta, manifest, seconds);
+        let meta = Meta::new(base, delta, staged.files(), quick, seconds);
         crate::files::write_json(&self.layout.of(key, "json"), &meta)?;
         self.touch(key)?;
         staged.commit().await?;
@@ -614,35 +607,6 @@ enum Look {
     Mine,
     /// Another process makes or removes it.
     Busy,
-}
-
-/// What an entry is a function of: the base and the fine-tune's content (both in the delta's key), and the versions.
-fn key_of(manifest: &DeltaManifest) -> String {
-    let mut hasher = blake3::Hasher::new_derive_key("sparse 2026-11 key of a cached model");
-    for part in [
-        &VERSION.to_string(),
-        &manifest.format_version.to_string(),
-        &manifest.base.fingerprint,
-        &manifest.key,
-    ] {
-        hasher
-            .update(&(part.len() as u64).to_le_bytes())
-            .update(part.as_bytes());
-    }
-    // Content, not only the key that names it: a manifest may be made by hand.
-    for file in &manifest.files {
-        hasher
-            .update(file.path.as_bytes())
-            .update(b"\0")
-            .update(file.sha256.as_bytes());
-    }
-    for file in &manifest.carried {
-        hasher
-            .update(file.path.as_bytes())
-            .update(b"\0")
-            .update(file.sha256.as_bytes());
-    }
-    hasher.finalize().to_hex().to_string()
 }
 
 /// Runs blocking work off the async threads.

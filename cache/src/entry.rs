@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
-use sparse_delta::DeltaManifest;
+use sparse_delta::FileReport;
 use sparse_store::Model;
 
 use crate::layout::Layout;
@@ -29,27 +29,25 @@ pub(crate) struct Meta {
     pub(crate) created: String,
     pub(crate) bytes: u64,
     pub(crate) seconds: f64,
-    /// The quick fingerprint of the fine-tune.
+    /// The quick fingerprint of its weights.
     pub(crate) quick: String,
     pub(crate) files: Vec<EntryFile>,
 }
 
 impl Meta {
-    pub(crate) fn new(base: &str, delta: &str, manifest: &DeltaManifest, seconds: f64) -> Self {
-        let weights = manifest
-            .files
+    pub(crate) fn new(
+        base: &str,
+        delta: &str,
+        files: &[FileReport],
+        quick: String,
+        seconds: f64,
+    ) -> Self {
+        let files: Vec<EntryFile> = files
             .iter()
-            .map(|file| (&file.path, file.size, &file.sha256));
-        let carried = manifest
-            .carried
-            .iter()
-            .map(|file| (&file.path, file.size, &file.sha256));
-        let files: Vec<EntryFile> = weights
-            .chain(carried)
-            .map(|(path, size, sha256)| EntryFile {
-                path: path.clone(),
-                size,
-                sha256: sha256.clone(),
+            .map(|file| EntryFile {
+                path: file.file.clone(),
+                size: file.bytes,
+                sha256: file.sha256.clone(),
             })
             .collect();
         Self {
@@ -58,7 +56,7 @@ impl Meta {
             created: time(SystemTime::now()),
             bytes: files.iter().map(|file| file.size).sum(),
             seconds,
-            quick: manifest.finetune_quick.clone(),
+            quick,
             files,
         }
     }

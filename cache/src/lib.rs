@@ -8,6 +8,7 @@
 //! - Every hit is checked by a glance, [`DeltaCache::verify`] checks every byte; what is damaged is set aside and rebuilt.
 //! - Jobs are files: they outlive the process, and what a killed one left is taken up by the next.
 
+mod artifact;
 mod cache;
 mod entry;
 mod error;

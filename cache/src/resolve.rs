@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use sparse_delta::{DeltaError, DeltaManifest};
+use sparse_delta::DeltaError;
 use sparse_store::{Location, Model};
 
 use crate::CacheError;
+use crate::artifact::Artifact;
 use crate::cache::{DeltaCache, Lease, blocking};
 
 /// What to do with a reference that is, or holds, a delta.
@@ -66,10 +67,10 @@ impl DeltaCache {
             (DeltaMode::FullOnly, Some(_)) if !has_full => Err(CacheError::usage(format!(
                 "{model} is a delta, and full weights only were asked for; use auto or prefer_delta"
             ))),
-            (DeltaMode::Auto, Some(manifest)) if !has_full => {
-                self.rebuilt(model, base, &manifest).await
+            (DeltaMode::Auto, Some(artifact)) if !has_full => {
+                self.rebuilt(model, base, &artifact).await
             }
-            (DeltaMode::PreferDelta, Some(manifest)) => self.rebuilt(model, base, &manifest).await,
+            (DeltaMode::PreferDelta, Some(artifact)) => self.rebuilt(model, base, &artifact).await,
             _ => {
                 let opened = Model::open(model, &self.options).await?;
                 Ok(Resolved {
@@ -84,9 +85,9 @@ impl DeltaCache {
         &self,
         delta: &str,
         base: Option<&str>,
-        manifest: &DeltaManifest,
+        artifact: &Artifact,
     ) -> Result<Resolved, CacheError> {
-        let base = base.unwrap_or(&manifest.base_model_id);
+        let base = base.unwrap_or(artifact.base());
         let lease = self.get_or_reconstruct(base, delta).await?;
         Ok(Resolved {
             path: lease.path().to_path_buf(),
@@ -94,15 +95,15 @@ impl DeltaCache {
         })
     }
 
-    /// The manifest of the delta that the reference is, if it is one.
-    async fn as_delta(&self, reference: &str) -> Result<Option<DeltaManifest>, CacheError> {
+    /// The delta that the reference is, if it is one.
+    async fn as_delta(&self, reference: &str) -> Result<Option<Artifact>, CacheError> {
         let dir = match sparse_delta::support::artifact_dir(reference, &self.options).await {
             Ok(dir) => dir,
             // A model of the Hub, or an object store's prefix without a manifest.
             Err(_) => return Ok(None),
         };
-        blocking(move || match DeltaManifest::read(&dir) {
-            Ok(manifest) => Ok(Some(manifest)),
+        blocking(move || match Artifact::read(&dir) {
+            Ok(artifact) => Ok(Some(artifact)),
             Err(DeltaError::NotFound { .. }) => Ok(None),
             // A full model may have a file of that name, too.
             Err(_) if has_weights(&dir) => Ok(None),

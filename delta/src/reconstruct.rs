@@ -175,6 +175,12 @@ impl StagedModel {
         &self.outcome
     }
 
+    /// Where it is until it is committed; nowhere if there is nothing to commit.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.staged.as_ref().map(Staged::path)
+    }
+
     /// Makes the model visible, in one step.
     pub async fn commit(mut self) -> Result<ReconstructOutcome, DeltaError> {
         if let Some(staged) = self.staged.take() {

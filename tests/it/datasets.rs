@@ -614,7 +614,11 @@ fn info_and_verify_know_datasets() {
     let delta = delta_of_words(work.path());
     let info = run_json(work.path(), &["info", &text(&delta)]);
     assert_eq!(info["manifest"]["splits"][0]["new"], 292);
-    assert!(run_ok(work.path(), &["info", &text(&delta)]).contains("294"));
+    let shown = run_ok(work.path(), &["info", &text(&delta)]);
+    assert!(
+        shown.contains("294") && shown.contains("row for row, in a file written anew"),
+        "{shown}"
+    );
     let checks = run_json(
         work.path(),
         &["verify", &text(&delta), "--base", &words("base")],

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use sparse_cache::{CacheError, DeltaMode, Found};
+use sparse_cache::{CacheError, DeltaCache, DeltaMode, Found};
+use sparse_delta::{Compress, MergeRule, Reconstruct, SvdCompress, SvdRank, SvdReconstruct};
+use sparse_store::OpenOptions;
 
 use crate::support::{World, files, runtime};
 
@@ -230,4 +232,79 @@ fn a_wrong_base_or_a_damaged_delta_leaves_nothing() {
     assert_eq!(error.exit_code(), 5, "{error}");
     assert!(cache.entries().unwrap().is_empty());
     assert_eq!(cache.get_stats().unwrap().cache_size_bytes, 0);
+}
+
+/// Adapters come merged into their base, approximations as the model they stand for.
+#[test]
+fn deltas_of_every_kind_are_models() {
+    let example = |name: &str| format!("{}/../examples/models/{name}", env!("CARGO_MANIFEST_DIR"));
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name).display().to_string();
+    let options = OpenOptions {
+        cache_dir: Some(work.path().join("cache")),
+        hub_cache: Some(work.path().join("hub")),
+        ..OpenOptions::empty()
+    };
+    let runtime = runtime();
+    let base = example("base");
+    runtime
+        .block_on(
+            Compress::of_adapter(&base, example("lora"))
+                .output(at("adapter"))
+                .open_options(options.clone())
+                .run(),
+        )
+        .unwrap();
+    runtime
+        .block_on(
+            SvdCompress::new(&base, example("sft"))
+                .rank(SvdRank::Fixed(vec![2, 4]))
+                .output(at("approximation"))
+                .open_options(options.clone())
+                .run(),
+        )
+        .unwrap();
+    runtime
+        .block_on(
+            Reconstruct::new(&base, at("adapter"))
+                .merge(MergeRule::default())
+                .output(at("merged"))
+                .open_options(options.clone())
+                .run(),
+        )
+        .unwrap();
+    runtime
+        .block_on(
+            SvdReconstruct::new(&base, at("approximation"))
+                .output(at("approximate"))
+                .open_options(options.clone())
+                .run(),
+        )
+        .unwrap();
+    let cache = DeltaCache::new().open_options(options).open().unwrap();
+    for (delta, model) in [("adapter", "merged"), ("approximation", "approximate")] {
+        let lease = runtime
+            .block_on(cache.get_or_reconstruct(&base, &at(delta)))
+            .unwrap();
+        assert_eq!(lease.found(), Found::Rebuilt);
+        assert_eq!(files(lease.path()), files(&work.path().join(model)));
+        // The base that the delta names is found without being told.
+        let resolved = runtime
+            .block_on(cache.resolve(&at(delta), None, DeltaMode::Auto))
+            .unwrap();
+        assert_eq!(resolved.path, lease.path());
+        assert_eq!(resolved.lease.unwrap().found(), Found::Hit);
+        assert!(matches!(
+            runtime.block_on(cache.resolve(&at(delta), None, DeltaMode::FullOnly)),
+            Err(CacheError::Usage { .. })
+        ));
+    }
+    let merged = work.path().join("merged/model.safetensors");
+    assert_eq!(
+        std::fs::read(merged).unwrap(),
+        std::fs::read(example("lora-merged") + "/model.safetensors").unwrap()
+    );
+    let verified = runtime.block_on(cache.verify(None)).unwrap();
+    assert!(verified.len() == 2 && verified.iter().all(|v| v.ok));
+    assert_eq!(cache.get_stats().unwrap().quarantined, 0);
 }

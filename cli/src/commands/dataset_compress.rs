@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use serde_json::json;
-use sparse_dataset::{CompressOutcome, SplitEntry};
+use sparse_dataset::{CompressOutcome, Format, Restores, SplitEntry};
 use sparse_delta::Status;
 
 use super::{json, print_json};
@@ -87,6 +87,18 @@ fn summary(outcome: &CompressOutcome) -> Result<(), Failure> {
             format::count(split.new),
             format::count(split.removed),
         )?;
+        writeln!(out, "    comes back {}", restores(split))?;
     }
     Ok(())
+}
+
+/// How a split comes back.
+pub(super) fn restores(split: &SplitEntry) -> &'static str {
+    match (&split.restores, split.format) {
+        (Restores::Bytes(_), _) => "byte for byte",
+        (Restores::Rows, Format::Csv | Format::Jsonl) => "row for row, in a text file written anew",
+        (Restores::Rows, _) => {
+            "row for row, in a file written anew: its bytes depend on the writer"
+        }
+    }
 }

@@ -51,10 +51,11 @@ fn summary(outcome: &ReconstructOutcome) -> Result<(), Failure> {
     for split in &outcome.manifest.splits {
         writeln!(
             out,
-            "identical: hash {}  {}, {} rows",
+            "identical: hash {}  {}, {} rows, {}",
             split.hash,
             split.name,
-            format::count(split.rows)
+            format::count(split.rows),
+            super::dataset_compress::restores(split)
         )?;
     }
     let path = outcome.path.as_deref().unwrap_or_default();

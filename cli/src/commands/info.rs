@@ -243,7 +243,8 @@ fn show_dataset(info: &DatasetInfo) -> Result<(), Failure> {
     }
     writeln!(out)?;
     for split in &manifest.splits {
-        writeln!(out, "hash {}  {}", split.hash, split.name)?;
+        let restores = super::dataset_compress::restores(split);
+        writeln!(out, "hash {}  {}, {restores}", split.hash, split.name)?;
     }
     let rows: Vec<Vec<String>> = manifest
         .splits

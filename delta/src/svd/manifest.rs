@@ -284,6 +284,14 @@ impl seal::Sealed for SvdDeltaManifest {
 }
 
 impl SvdDeltaManifest {
+    /// Reads and checks the manifest of an artifact folder, and nothing else of it.
+    ///
+    /// # Errors
+    /// A folder without one, and a manifest that is damaged or of a later version.
+    pub fn read(dir: &Path) -> Result<Self, DeltaError> {
+        super::artifact::read_manifest(dir)
+    }
+
     /// Reads and checks a manifest: version first, then the seal, then every number and path against the others.
     pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, DeltaError> {
         let value = seal::value(path, bytes)?;

@@ -1,7 +1,7 @@
 //! `SvdReconstruct`: base and approximation in, the approximate model out.
 
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -193,6 +193,12 @@ impl StagedApproximation {
     #[must_use]
     pub fn outcome(&self) -> &SvdReconstructOutcome {
         &self.outcome
+    }
+
+    /// Where it is until it is committed; nowhere if there is nothing to commit.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.staged.as_ref().map(|(staged, _)| staged.path())
     }
 
     /// Makes the model visible, in one step.
