@@ -415,7 +415,8 @@ pub(crate) fn decode<const W: usize>(
                 masks,
                 dense,
                 sides,
-                sizes,
+                bytes,
+                coder_bytes,
                 ..
             } = scratch;
             tables.clear();
@@ -441,8 +442,9 @@ pub(crate) fn decode<const W: usize>(
             let mut raw = BitReader::new(parts.raw);
             let tokens = &tokens[..coded + GROUP];
             let spread = Spread::of::<W>();
+            let buffers = (bytes, coder_bytes);
             passes::rebuild::<W>(
-                prediction, masks, tokens, &mut raw, plan.float, spread, out, sizes,
+                prediction, masks, tokens, &mut raw, plan.float, spread, out, buffers,
             );
             if !raw.is_spent() {
                 return Err(corrupt("the raw bits do not end where they should"));
