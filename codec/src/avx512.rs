@@ -5,30 +5,30 @@
 //! input makes them read or write outside.
 
 use std::arch::x86_64::{
-    __m512i, _mm_cvtsi32_si128, _mm_cvtsi128_si64, _mm_extract_epi32, _mm_extract_epi64,
-    _mm_insert_epi32, _mm_loadu_si128, _mm_maskz_loadu_epi8, _mm_min_epu8, _mm_set1_epi8,
-    _mm_setr_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_abs_epi8, _mm256_castsi256_si128,
-    _mm256_cmpge_epu8_mask, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_maskz_expand_epi8,
-    _mm256_set1_epi8, _mm256_storeu_si256, _mm512_abs_epi8, _mm512_abs_epi32, _mm512_add_epi16,
-    _mm512_add_epi32, _mm512_adds_epu8, _mm512_alignr_epi32, _mm512_and_si512, _mm512_andnot_si512,
-    _mm512_broadcast_i32x4, _mm512_castsi128_si512, _mm512_castsi256_si512, _mm512_castsi512_si128,
-    _mm512_castsi512_si256, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu8_mask,
-    _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask,
-    _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16,
-    _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvttps_epu32,
-    _mm512_div_ps, _mm512_extracti32x4_epi32, _mm512_i32gather_epi32, _mm512_inserti32x4,
-    _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_expand_epi16,
-    _mm512_mask_expand_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32,
-    _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32,
-    _mm512_maskz_compress_epi8, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32,
-    _mm512_maskz_loadu_epi8, _mm512_maskz_min_epi32, _mm512_max_epu8, _mm512_min_epu8,
-    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_epi8,
-    _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shrdv_epi32,
-    _mm512_shuffle_epi8, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srai_epi16,
-    _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32,
-    _mm512_storeu_si512, _mm512_sub_epi32, _mm512_subs_epu8, _mm512_test_epi32_mask,
-    _mm512_testn_epi32_mask, _mm512_xor_si512,
+    __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_cvtsi128_si64, _mm_extract_epi32,
+    _mm_extract_epi64, _mm_insert_epi32, _mm_loadu_si128, _mm_maskz_loadu_epi8, _mm_min_epu8,
+    _mm_prefetch, _mm_set1_epi8, _mm_setr_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_abs_epi8,
+    _mm256_castsi256_si128, _mm256_cmpge_epu8_mask, _mm256_extracti128_si256, _mm256_loadu_si256,
+    _mm256_maskz_expand_epi8, _mm256_set1_epi8, _mm256_storeu_si256, _mm512_abs_epi8,
+    _mm512_abs_epi32, _mm512_add_epi16, _mm512_add_epi32, _mm512_adds_epu8, _mm512_alignr_epi32,
+    _mm512_and_si512, _mm512_andnot_si512, _mm512_broadcast_i32x4, _mm512_castsi128_si512,
+    _mm512_castsi256_si512, _mm512_castsi512_si128, _mm512_castsi512_si256,
+    _mm512_cmpge_epi32_mask, _mm512_cmpge_epu8_mask, _mm512_cmpge_epu32_mask,
+    _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32,
+    _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
+    _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_extracti32x4_epi32,
+    _mm512_i32gather_epi32, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_lzcnt_epi32,
+    _mm512_mask_add_epi32, _mm512_mask_expand_epi16, _mm512_mask_expand_epi32,
+    _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32,
+    _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi8,
+    _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_maskz_loadu_epi8,
+    _mm512_maskz_min_epi32, _mm512_max_epu8, _mm512_min_epu8, _mm512_mul_ps, _mm512_mullo_epi32,
+    _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutexvar_epi8, _mm512_permutexvar_epi32,
+    _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
+    _mm512_setzero_si512, _mm512_shrdv_epi32, _mm512_shuffle_epi8, _mm512_sll_epi32,
+    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srai_epi16, _mm512_srai_epi32, _mm512_srl_epi16,
+    _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32,
+    _mm512_subs_epu8, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
 };
 use std::sync::LazyLock;
 
@@ -67,6 +67,9 @@ thread_local! {
     /// Tests see what a CPU without these extensions does.
     pub(crate) static HIDDEN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
+
+/// Bytes ahead of those at hand that are asked for: the base of a large model comes from memory.
+const SOON: usize = 8192;
 
 /// Decodes groups of `L` tokens while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
 ///
@@ -426,6 +429,8 @@ pub(crate) unsafe fn fill(
         // SAFETY: the group's words and bytes are inside both slices.
         unsafe {
             let from = prediction.as_ptr().add(group * 128);
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SOON).cast());
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SOON + 64).cast());
             let part =
                 |i: usize| _mm512_srl_epi16(_mm512_loadu_si512(from.add(64 * i).cast()), shift);
             let e = _mm512_permutex2var_epi8(part(0), lower, part(1));
