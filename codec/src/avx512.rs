@@ -214,8 +214,13 @@ pub(crate) unsafe fn encode<const L: usize>(
     {
         return count;
     }
+    // Without calls in the loop the states stay in registers.
+    missing.reserve(count);
+    let mut lost = missing.len();
+    let mut end = *at;
     // SAFETY: tables are cut to those of the set, whose codes are all there; at most one word a token is counted, so that sixteen
-    // words up to `at` are inside `words` until all tokens are done.
+    // words up to `at` are inside `words` until all tokens are done; there is
+    // room for the number of every token in `missing`.
     unsafe {
         let mut x: [__m512i; 4] =
             std::array::from_fn(|i| _mm512_loadu_si512(states.as_ptr().add(16 * i).cast()));
@@ -226,6 +231,7 @@ pub(crate) unsafe fn encode<const L: usize>(
         let shift = _mm_cvtsi32_si128(precision.cast_signed());
         let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let ones = _mm512_set1_ps(1.0);
+        let (source, to, none_at) = (codes.as_ptr(), words.as_mut_ptr(), missing.as_mut_ptr());
         let mut from = count;
         while from > 0 {
             from -= L;
@@ -237,17 +243,18 @@ pub(crate) unsafe fn encode<const L: usize>(
                 let base = _mm512_slli_epi32::<8>(_mm512_cvtepu8_epi32(t));
                 let token = _mm_loadu_si128(tokens.as_ptr().add(first).cast());
                 let index = _mm512_or_si512(base, _mm512_cvtepu8_epi32(token));
-                let mut code = _mm512_i32gather_epi32::<4>(index, codes.as_ptr().cast());
+                let mut code = look_up(source, index);
                 let none = _mm512_testn_epi32_mask(code, low);
                 if none != 0 {
                     // Coded as 0, and patched.
                     code =
-                        _mm512_mask_i32gather_epi32::<4>(code, none, base, codes.as_ptr().cast());
+                        _mm512_mask_i32gather_epi32::<4>(code, none, base, source.cast());
                     let mut rest = none;
                     while rest != 0 {
                         let lane = 15 - rest.leading_zeros() as usize;
                         rest ^= 1 << lane;
-                        missing.push(u32::try_from(first + lane).unwrap_or(u32::MAX));
+                        none_at.add(lost).write(u32::try_from(first + lane).unwrap_or(u32::MAX));
+                        lost += 1;
                     }
                 }
                 let frequency = _mm512_and_si512(code, low);
@@ -258,10 +265,10 @@ pub(crate) unsafe fn encode<const L: usize>(
                 let turn = _mm512_add_epi32(places, _mm512_set1_epi32(n.cast_signed()));
                 let leaving = _mm512_permutexvar_epi32(turn, leaving);
                 _mm256_storeu_si256(
-                    words.as_mut_ptr().add(*at - 15).cast(),
+                    to.add(end - 15).cast(),
                     _mm512_cvtepi32_epi16(leaving),
                 );
-                *at -= n as usize;
+                end -= n as usize;
                 let y = _mm512_mask_srli_epi32::<16>(x[$i], full, x[$i]);
                 // Below 2^22 and so off by one at most. The reciprocal does not wait for the state.
                 let inverse = _mm512_div_ps(ones, _mm512_cvtepu32_ps(frequency));
@@ -287,7 +294,9 @@ pub(crate) unsafe fn encode<const L: usize>(
         for (i, x) in x.iter().enumerate() {
             _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *x);
         }
+        missing.set_len(lost);
     }
+    *at = end;
     0
 }
 
@@ -444,6 +453,15 @@ pub(crate) unsafe fn fill(
         }
     }
     groups * 64
+}
+
+/// Bits that are set.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,popcnt")]
+pub(crate) unsafe fn ones(masks: &[u32]) -> usize {
+    masks.iter().map(|m| m.count_ones() as usize).sum()
 }
 
 /// Appends to `values`, in words of `W` bytes, the differences of those of `tokens` that have raw bits; these are taken from `raw`.

@@ -398,10 +398,8 @@ pub(crate) fn rebuild<const W: usize>(
     #[cfg(target_arch = "x86_64")]
     if (W == 2 || W == 4) && crate::avx512::available() {
         let groups = (prediction.len() / (W * GROUP)).min(masks.len());
-        let next: usize = masks[..groups]
-            .iter()
-            .map(|m| m.count_ones() as usize)
-            .sum();
+        // SAFETY: the CPU has AVX-512.
+        let next = unsafe { crate::avx512::ones(&masks[..groups]) };
         let (wide, values) = buffers;
         values.clear();
         let (coded, rest) = tokens.split_at(next.min(tokens.len()));
