@@ -20,14 +20,16 @@ use std::arch::x86_64::{
     _mm256_srai_epi16, _mm256_srai_epi32, _mm256_srl_epi16, _mm256_srl_epi32, _mm256_srli_epi32,
     _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_epi32, _mm256_subs_epu8, _mm256_xor_si256,
 };
-use std::sync::LazyLock;
+use std::{ops::Range, sync::LazyLock};
 
 use crate::{
     bits::BitReader,
     context::{Exponent, Window},
+    lowrank::Class,
+    options::Scratch,
     passes::{self, GROUP, Spread},
     rans::{LOWER, MOST, Stream},
-    strip::moved,
+    strip::{self, Plan, moved},
     tables::TableSet,
 };
 
@@ -688,6 +690,22 @@ fn low16(word: u64) -> u16 {
 #[inline(always)]
 fn low32(word: u64) -> u32 {
     word as u32
+}
+
+/// [`strip::encode_plainly`] with this CPU's instructions for bits.
+///
+/// # Safety
+/// The CPU has POPCNT and BMI1.
+#[target_feature(enable = "popcnt,bmi1")]
+pub(crate) unsafe fn encode<const W: usize>(
+    plan: &Plan<'_>,
+    words: Range<usize>,
+    pair: (&[u8], &[u8]),
+    classes: &[Class],
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> usize {
+    strip::encode_plainly::<W>(plan, words, pair, classes, scratch, out)
 }
 
 /// [`passes::measure_plainly`] by this CPU's vectors.

@@ -5,30 +5,38 @@
 //! input makes them read or write outside.
 
 use std::arch::x86_64::{
-    __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_min_epu8, _mm_set1_epi8, _mm_storeu_si128,
-    _mm_subs_epu8, _mm256_abs_epi8, _mm256_castsi256_si128, _mm256_cmpge_epu8_mask,
-    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_maskz_expand_epi8, _mm256_set1_epi8,
-    _mm256_storeu_si256, _mm512_abs_epi32, _mm512_add_epi16, _mm512_add_epi32, _mm512_adds_epu8,
-    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu32_mask,
+    __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_cvtsi128_si64, _mm_extract_epi32,
+    _mm_extract_epi64, _mm_insert_epi32, _mm_loadu_si128, _mm_maskz_loadu_epi8, _mm_min_epu8,
+    _mm_prefetch, _mm_set1_epi8, _mm_setr_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_abs_epi8,
+    _mm256_castsi256_si128, _mm256_cmpge_epu8_mask, _mm256_extracti128_si256, _mm256_loadu_si256,
+    _mm256_maskz_expand_epi8, _mm256_set1_epi8, _mm256_storeu_si256, _mm512_abs_epi8,
+    _mm512_abs_epi32, _mm512_add_epi16, _mm512_add_epi32, _mm512_adds_epu8, _mm512_alignr_epi32,
+    _mm512_and_si512, _mm512_andnot_si512, _mm512_broadcast_i32x4, _mm512_castsi128_si512,
+    _mm512_castsi256_si512, _mm512_castsi512_si128, _mm512_castsi512_si256,
+    _mm512_cmpge_epi32_mask, _mm512_cmpge_epu8_mask, _mm512_cmpge_epu32_mask,
     _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32,
     _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
-    _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_i32gather_epi32,
-    _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_i32gather_epi32,
-    _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32,
-    _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_max_epu8, _mm512_min_epu8,
-    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_epi8,
-    _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shuffle_epi8, _mm512_sll_epi32,
-    _mm512_slli_epi32, _mm512_srai_epi16, _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srl_epi32,
-    _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32, _mm512_subs_epu8,
-    _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
+    _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_extracti32x4_epi32,
+    _mm512_i32gather_epi32, _mm512_inserti32x4, _mm512_loadu_si512, _mm512_lzcnt_epi32,
+    _mm512_mask_add_epi32, _mm512_mask_expand_epi16, _mm512_mask_expand_epi32,
+    _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32,
+    _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi8,
+    _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32, _mm512_maskz_loadu_epi8,
+    _mm512_maskz_min_epi32, _mm512_max_epu8, _mm512_min_epu8, _mm512_mul_ps, _mm512_mullo_epi32,
+    _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutexvar_epi8, _mm512_permutexvar_epi32,
+    _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32,
+    _mm512_setzero_si512, _mm512_shrdv_epi32, _mm512_shuffle_epi8, _mm512_sll_epi32,
+    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srai_epi16, _mm512_srai_epi32, _mm512_srl_epi16,
+    _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32, _mm512_storeu_si512, _mm512_sub_epi32,
+    _mm512_subs_epu8, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_xor_si512,
 };
 use std::sync::LazyLock;
 
 use crate::{
     avx2::MARGIN,
+    bits::BitReader,
     context::{Exponent, Window},
-    passes::{self, GROUP},
+    passes::{self, GROUP, Spread},
     rans::{AHEAD, MOST},
     tables::{TOKENS, TableSet},
 };
@@ -59,6 +67,9 @@ thread_local! {
     /// Tests see what a CPU without these extensions does.
     pub(crate) static HIDDEN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
+
+/// Bytes ahead of those at hand that are asked for: the base of a large model comes from memory.
+const SOON: usize = 8192;
 
 /// Decodes groups of `L` tokens while fewer than `limit` bytes of `words` are read; returns bytes read and tokens done.
 ///
@@ -104,7 +115,7 @@ pub(crate) unsafe fn groups<const L: usize>(
                     let t = _mm_min_epu8(_mm_subs_epu8(t, one), most);
                     let table = _mm512_sll_epi32(_mm512_cvtepu8_epi32(t), shift);
                     let index = _mm512_or_si512(table, _mm512_and_si512(x[$i], low));
-                    let slot = _mm512_i32gather_epi32::<4>(index, source.cast());
+                    let slot = look_up(source, index);
                     _mm_storeu_si128(
                         tokens.as_mut_ptr().add(done + 16 * $i).cast(),
                         _mm512_cvtepi32_epi8(slot),
@@ -139,6 +150,38 @@ pub(crate) unsafe fn groups<const L: usize>(
     (at, done)
 }
 
+/// The slots at sixteen indices. Loads by hand take less time than the gather instruction.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for; the indices are inside `slots`.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
+#[inline]
+unsafe fn look_up(slots: *const u32, index: __m512i) -> __m512i {
+    // SAFETY: as asked of the caller.
+    unsafe {
+        let pick = |pair: i64| {
+            let pair = pair.cast_unsigned();
+            let (a, b) = ((pair & 0xffff_ffff) as usize, (pair >> 32) as usize);
+            (
+                slots.add(a).read().cast_signed(),
+                slots.add(b).read().cast_signed(),
+            )
+        };
+        let four = |index| {
+            let (a, b) = pick(_mm_cvtsi128_si64(index));
+            let (c, d) = pick(_mm_extract_epi64::<1>(index));
+            let v = _mm_insert_epi32::<1>(_mm_cvtsi32_si128(a), b);
+            _mm_insert_epi32::<3>(_mm_insert_epi32::<2>(v, c), d)
+        };
+        let v = _mm512_castsi128_si512(four(_mm512_castsi512_si128(index)));
+        let v = _mm512_inserti32x4::<1>(v, four(_mm512_extracti32x4_epi32::<1>(index)));
+        let v = _mm512_inserti32x4::<2>(v, four(_mm512_extracti32x4_epi32::<2>(index)));
+        _mm512_inserti32x4::<3>(v, four(_mm512_extracti32x4_epi32::<3>(index)))
+    }
+}
+
 /// Codes whole groups of `L` tokens from the last to the first, as `rans::encode` does; returns how many tokens are left to do:
 /// all, where the slices are not as they should be. Words are written up to `at` and before it, and as many before those that
 /// count as a vector holds.
@@ -171,8 +214,13 @@ pub(crate) unsafe fn encode<const L: usize>(
     {
         return count;
     }
+    // Without calls in the loop the states stay in registers.
+    missing.reserve(count);
+    let mut lost = missing.len();
+    let mut end = *at;
     // SAFETY: tables are cut to those of the set, whose codes are all there; at most one word a token is counted, so that sixteen
-    // words up to `at` are inside `words` until all tokens are done.
+    // words up to `at` are inside `words` until all tokens are done; there is
+    // room for the number of every token in `missing`.
     unsafe {
         let mut x: [__m512i; 4] =
             std::array::from_fn(|i| _mm512_loadu_si512(states.as_ptr().add(16 * i).cast()));
@@ -183,6 +231,7 @@ pub(crate) unsafe fn encode<const L: usize>(
         let shift = _mm_cvtsi32_si128(precision.cast_signed());
         let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         let ones = _mm512_set1_ps(1.0);
+        let (source, to, none_at) = (codes.as_ptr(), words.as_mut_ptr(), missing.as_mut_ptr());
         let mut from = count;
         while from > 0 {
             from -= L;
@@ -194,17 +243,18 @@ pub(crate) unsafe fn encode<const L: usize>(
                 let base = _mm512_slli_epi32::<8>(_mm512_cvtepu8_epi32(t));
                 let token = _mm_loadu_si128(tokens.as_ptr().add(first).cast());
                 let index = _mm512_or_si512(base, _mm512_cvtepu8_epi32(token));
-                let mut code = _mm512_i32gather_epi32::<4>(index, codes.as_ptr().cast());
+                let mut code = look_up(source, index);
                 let none = _mm512_testn_epi32_mask(code, low);
                 if none != 0 {
                     // Coded as 0, and patched.
                     code =
-                        _mm512_mask_i32gather_epi32::<4>(code, none, base, codes.as_ptr().cast());
+                        _mm512_mask_i32gather_epi32::<4>(code, none, base, source.cast());
                     let mut rest = none;
                     while rest != 0 {
                         let lane = 15 - rest.leading_zeros() as usize;
                         rest ^= 1 << lane;
-                        missing.push(u32::try_from(first + lane).unwrap_or(u32::MAX));
+                        none_at.add(lost).write(u32::try_from(first + lane).unwrap_or(u32::MAX));
+                        lost += 1;
                     }
                 }
                 let frequency = _mm512_and_si512(code, low);
@@ -215,10 +265,10 @@ pub(crate) unsafe fn encode<const L: usize>(
                 let turn = _mm512_add_epi32(places, _mm512_set1_epi32(n.cast_signed()));
                 let leaving = _mm512_permutexvar_epi32(turn, leaving);
                 _mm256_storeu_si256(
-                    words.as_mut_ptr().add(*at - 15).cast(),
+                    to.add(end - 15).cast(),
                     _mm512_cvtepi32_epi16(leaving),
                 );
-                *at -= n as usize;
+                end -= n as usize;
                 let y = _mm512_mask_srli_epi32::<16>(x[$i], full, x[$i]);
                 // Below 2^22 and so off by one at most. The reciprocal does not wait for the state.
                 let inverse = _mm512_div_ps(ones, _mm512_cvtepu32_ps(frequency));
@@ -244,7 +294,9 @@ pub(crate) unsafe fn encode<const L: usize>(
         for (i, x) in x.iter().enumerate() {
             _mm512_storeu_si512(states.as_mut_ptr().add(16 * i).cast(), *x);
         }
+        missing.set_len(lost);
     }
+    *at = end;
     0
 }
 
@@ -386,6 +438,8 @@ pub(crate) unsafe fn fill(
         // SAFETY: the group's words and bytes are inside both slices.
         unsafe {
             let from = prediction.as_ptr().add(group * 128);
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SOON).cast());
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SOON + 64).cast());
             let part =
                 |i: usize| _mm512_srl_epi16(_mm512_loadu_si512(from.add(64 * i).cast()), shift);
             let e = _mm512_permutex2var_epi8(part(0), lower, part(1));
@@ -401,8 +455,184 @@ pub(crate) unsafe fn fill(
     groups * 64
 }
 
-/// Makes whole groups of words of two or four bytes from predictions and tokens, those with raw bits as if these were zeros;
-/// appends places and tokens of those to `wide`. Returns groups and tokens done.
+/// Bits that are set.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(enable = "avx512f,avx512bw,popcnt")]
+pub(crate) unsafe fn ones(masks: &[u32]) -> usize {
+    masks.iter().map(|m| m.count_ones() as usize).sum()
+}
+
+/// Appends to `values`, in words of `W` bytes, the differences of those of `tokens` that have raw bits; these are taken from `raw`.
+/// `wide` is a buffer.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
+pub(crate) unsafe fn values<const W: usize>(
+    tokens: &[u8],
+    raw: &mut BitReader<'_>,
+    spread: &Spread,
+    wide: &mut Vec<u8>,
+    values: &mut Vec<u8>,
+) {
+    wide.clear();
+    wide.reserve(tokens.len() + 64);
+    let direct = _mm512_set1_epi8(spread.direct.cast_signed());
+    let mut count = 0;
+    for part in tokens.chunks(64) {
+        // SAFETY: no more is read than there is; at most sixty-four bytes a part are counted, and there is room for as many more.
+        unsafe {
+            let all = u64::MAX >> (64 - part.len());
+            let t = _mm512_maskz_loadu_epi8(all, part.as_ptr().cast());
+            let long = _mm512_cmpge_epu8_mask(_mm512_abs_epi8(t), direct);
+            _mm512_storeu_si512(
+                wide.as_mut_ptr().add(count).cast(),
+                _mm512_maskz_compress_epi8(long, t),
+            );
+            count += long.count_ones() as usize;
+        }
+    }
+    // SAFETY: all below `count` is written.
+    unsafe { wide.set_len(count) };
+    let first = values.len();
+    values.reserve(count * W + 64);
+    // The last bits are read from a copy with zeros behind them.
+    let (data, at) = raw.rest();
+    // SAFETY: there is room for all values and 64 bytes more.
+    let (mut done, mut bits) = unsafe { widen::<W>(wide, data, at, values) };
+    raw.skip(bits);
+    let (data, at) = raw.rest();
+    if done < count && data.len() < 64 {
+        let mut tail = [0u8; 192];
+        tail[..data.len()].copy_from_slice(data);
+        let more;
+        // SAFETY: as above.
+        (more, bits) = unsafe { widen::<W>(&wide[done..], &tail, at, values) };
+        done += more;
+        raw.skip(bits);
+    }
+    // Those that a damaged block has beyond its bits.
+    for token in &wide[done..] {
+        let value = spread.value(*token, raw).to_le_bytes();
+        values.extend_from_slice(&value[..W]);
+    }
+    debug_assert_eq!(values.len(), first + count * W);
+}
+
+/// Appends the differences of `wide`, tokens with raw bits, while `data` has 64 bytes from the bits that are next, the first of which is
+/// the bit `at`. Returns tokens done and bits read.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for; `values` has room for all and 64 bytes more.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
+unsafe fn widen<const W: usize>(
+    wide: &[u8],
+    data: &[u8],
+    at: usize,
+    values: &mut Vec<u8>,
+) -> (usize, usize) {
+    let (log, sub) = crate::token::shape(W);
+    let (log, sub) = (log.cast_signed(), sub.cast_signed());
+    let zero = _mm512_setzero_si512();
+    let direct = _mm512_set1_epi32(1 << log);
+    let least = _mm512_set1_epi32(log - sub);
+    let most = _mm512_set1_epi32(if W == 2 { 15 } else { 31 });
+    let (lead, rest) = (
+        _mm512_set1_epi32(1 << sub),
+        _mm512_set1_epi32((1 << sub) - 1),
+    );
+    let sub = _mm_cvtsi32_si128(sub);
+    let seven = _mm512_set1_epi32(7);
+    let lowest = _mm512_broadcast_i32x4(_mm_setr_epi8(
+        0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12,
+    ));
+    let (next, after) = (
+        _mm512_set1_epi32(0x0302_0100),
+        _mm512_set1_epi32(0x0404_0404),
+    );
+    let (mut done, mut bit) = (0, at);
+    let first = values.len();
+    while done < wide.len() && bit / 8 + 64 <= data.len() {
+        let n = (wide.len() - done).min(16);
+        // SAFETY: sixteen tokens at most are read, and 64 bytes of data.
+        let (t, bytes) = unsafe {
+            let some = u16::MAX >> (16 - n);
+            let t = _mm_maskz_loadu_epi8(some, wide.as_ptr().add(done).cast());
+            (t, _mm512_loadu_si512(data.as_ptr().add(bit / 8).cast()))
+        };
+        let t = _mm512_cvtepi8_epi32(t);
+        let size = _mm512_abs_epi32(t);
+        // Lanes without a token read none.
+        let real = _mm512_cmpge_epi32_mask(size, direct);
+        let i = _mm512_sub_epi32(size, direct);
+        let count = _mm512_add_epi32(_mm512_srl_epi32(i, sub), least);
+        let count = _mm512_maskz_min_epi32(real, count, most);
+        let lead = _mm512_sllv_epi32(_mm512_or_si512(_mm512_and_si512(i, rest), lead), count);
+        // How many bits there are before each lane's.
+        let mut sum = count;
+        sum = _mm512_add_epi32(sum, _mm512_alignr_epi32::<15>(sum, zero));
+        sum = _mm512_add_epi32(sum, _mm512_alignr_epi32::<14>(sum, zero));
+        sum = _mm512_add_epi32(sum, _mm512_alignr_epi32::<12>(sum, zero));
+        sum = _mm512_add_epi32(sum, _mm512_alignr_epi32::<8>(sum, zero));
+        let from = i32::try_from(bit % 8).unwrap_or(0);
+        let place = _mm512_add_epi32(_mm512_sub_epi32(sum, count), _mm512_set1_epi32(from));
+        // At most 7 + 15 * 31: the fifth byte from there is still inside.
+        let byte = _mm512_shuffle_epi8(_mm512_srli_epi32::<3>(place), lowest);
+        let byte = _mm512_add_epi32(byte, next);
+        let low = _mm512_permutexvar_epi8(byte, bytes);
+        let inside = _mm512_and_si512(place, seven);
+        let found = if W == 2 {
+            _mm512_srlv_epi32(low, inside)
+        } else {
+            let high = _mm512_permutexvar_epi8(_mm512_add_epi32(byte, after), bytes);
+            _mm512_shrdv_epi32(low, high, inside)
+        };
+        let above = _mm512_sllv_epi32(_mm512_set1_epi32(-1), count);
+        let value = _mm512_or_si512(lead, _mm512_andnot_si512(above, found));
+        let negative = _mm512_cmplt_epi32_mask(t, zero);
+        let value = _mm512_mask_sub_epi32(value, negative, zero, value);
+        // SAFETY: as asked of the caller.
+        unsafe {
+            let to = values.as_mut_ptr().add(first + done * W);
+            if W == 2 {
+                _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(value));
+            } else {
+                _mm512_storeu_si512(to.cast(), value);
+            }
+        }
+        let total = _mm_extract_epi32::<3>(_mm512_extracti32x4_epi32::<3>(sum));
+        bit += usize::try_from(total).unwrap_or(0);
+        done += n;
+    }
+    // SAFETY: all are written.
+    unsafe { values.set_len(first + done * W) };
+    (done, bit - at)
+}
+
+/// Holds a vector in a register. What expands a vector from memory takes many times as long as what expands a register, and the compiler
+/// would make the one of a load and the other.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn held(mut x: __m512i) -> __m512i {
+    // SAFETY: nothing is done.
+    unsafe {
+        std::arch::asm!(
+            "/* {0} */",
+            inout(zmm_reg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    x
+}
+
+/// Makes whole groups of words of two or four bytes from predictions, tokens and the differences of tokens with raw bits, of which
+/// there are 32 more than there are such tokens: the rest of the words is left as it was where there are not.
 ///
 /// # Safety
 /// The CPU has what [`available`] asks for.
@@ -413,31 +643,32 @@ pub(crate) unsafe fn rebuild<const W: usize>(
     prediction: &[u8],
     masks: &[u32],
     tokens: &[u8],
+    values: &[u8],
     float: bool,
     direct: u8,
     out: &mut [u8],
-    wide: &mut Vec<u32>,
-) -> (usize, usize) {
+) {
     let groups = (prediction.len().min(out.len()) / (W * GROUP)).min(masks.len());
-    let mut next = 0;
-    let mut count = wide.len();
+    let (mut next, mut long_next) = (0, 0);
     let direct = _mm256_set1_epi8(direct.cast_signed());
-    let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (group, mask) in masks[..groups].iter().enumerate() {
-        if tokens.len() < next + GROUP {
-            // SAFETY: all below `count` is written.
-            unsafe { wide.set_len(count) };
-            return (group, next);
+        if tokens.len() < next + GROUP || values.len() < long_next * W + GROUP * W {
+            return;
         }
-        // SAFETY: the group's words are inside both slices; thirty-two tokens are left to read.
+        // SAFETY: the group's words are inside both slices; thirty-two tokens and values are left to read.
         unsafe {
             let from = prediction.as_ptr().add(group * GROUP * W);
             let to = out.as_mut_ptr().add(group * GROUP * W);
+            let far = values.as_ptr().add(long_next * W);
             let t = _mm256_loadu_si256(tokens.as_ptr().add(next).cast());
-            let t = _mm256_maskz_expand_epi8(*mask, t);
+            let t = held(_mm512_castsi256_si512(t));
+            let t = _mm256_maskz_expand_epi8(*mask, _mm512_castsi512_si256(t));
             next += mask.count_ones() as usize;
+            let long = _mm256_cmpge_epu8_mask(_mm256_abs_epi8(t), direct);
+            long_next += long.count_ones() as usize;
             if W == 2 {
                 let d = _mm512_cvtepi8_epi16(t);
+                let d = _mm512_mask_expand_epi16(d, long, held(_mm512_loadu_si512(far.cast())));
                 let p = _mm512_loadu_si512(from.cast());
                 let word = if float {
                     let top = _mm512_set1_epi16(i16::MIN);
@@ -451,8 +682,12 @@ pub(crate) unsafe fn rebuild<const W: usize>(
                 _mm512_storeu_si512(to.cast(), word);
             } else {
                 let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
+                let long = [long & 0xffff, long >> 16].map(|x| u16::try_from(x).unwrap_or(0));
+                let far = [far, far.add(4 * long[0].count_ones() as usize)];
                 for (i, half) in halves.into_iter().enumerate() {
                     let d = _mm512_cvtepi8_epi32(half);
+                    let more = held(_mm512_loadu_si512(far[i].cast()));
+                    let d = _mm512_mask_expand_epi32(d, long[i], more);
                     let p = _mm512_loadu_si512(from.add(64 * i).cast());
                     let word = if float {
                         let top = _mm512_set1_epi32(i32::MIN);
@@ -468,34 +703,8 @@ pub(crate) unsafe fn rebuild<const W: usize>(
                     _mm512_storeu_si512(to.add(64 * i).cast(), word);
                 }
             }
-            let long = _mm256_cmpge_epu8_mask(_mm256_abs_epi8(t), direct);
-            if long != 0 {
-                if wide.capacity() < count + 2 * GROUP {
-                    wide.set_len(count);
-                    wide.reserve((groups - group) * 4 + 2 * GROUP);
-                }
-                // The place above the token.
-                let first = i32::try_from(group * GROUP).unwrap_or(0) << 8;
-                let halves = [_mm256_castsi256_si128(t), _mm256_extracti128_si256::<1>(t)];
-                for (i, half) in halves.into_iter().enumerate() {
-                    let long = u16::try_from(long >> (16 * i) & 0xffff).unwrap_or(0);
-                    let place = _mm512_add_epi32(
-                        _mm512_slli_epi32::<8>(places),
-                        _mm512_set1_epi32(first + i32::from(i == 1) * (16 << 8)),
-                    );
-                    let both = _mm512_or_si512(place, _mm512_cvtepu8_epi32(half));
-                    _mm512_storeu_si512(
-                        wide.as_mut_ptr().add(count).cast(),
-                        _mm512_maskz_compress_epi32(long, both),
-                    );
-                    count += long.count_ones() as usize;
-                }
-            }
         }
     }
-    // SAFETY: all below `count` is written.
-    unsafe { wide.set_len(count) };
-    (groups, next)
 }
 
 /// [`passes::measure_plainly`] by this CPU's vectors.

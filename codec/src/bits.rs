@@ -96,6 +96,21 @@ impl<'a> BitReader<'a> {
         }
     }
 
+    /// The bytes from that of the next bit on, and the bit's place in the first.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn rest(&self) -> (&[u8], usize) {
+        (
+            self.data.get(self.at / 8..).unwrap_or_default(),
+            self.at % 8,
+        )
+    }
+
+    /// Passes over bits.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn skip(&mut self, bits: usize) {
+        self.at += bits;
+    }
+
     /// Whether exactly the whole stream was read, up to the padding of its last byte.
     pub(crate) fn is_spent(&self) -> bool {
         self.at.div_ceil(8) == self.data.len()

@@ -660,8 +660,7 @@ impl<'a> TensorEncoder<'a> {
                     let moved = strip::encode::<W>(
                         &plan,
                         words.start + from..words.start + to,
-                        &target[bytes.clone()],
-                        &prediction.words[bytes],
+                        (&target[bytes.clone()], &prediction.words[bytes]),
                         prediction.classes.get(from..to).unwrap_or_default(),
                         scratch,
                         &mut strip,

@@ -380,14 +380,10 @@ fn select_portably(tokens: &[u8], masks: &[u32], coded: &mut Vec<u8>) {
     }
 }
 
-/// Words whose places fit three bytes.
-#[cfg(target_arch = "x86_64")]
-const SHORT: usize = 1 << 23;
-
 /// Makes words from predictions, tokens of the coded words (with at least [`GROUP`] bytes behind them) and raw bits.
 #[expect(
     clippy::too_many_arguments,
-    reason = "the arguments of the pass, and a buffer"
+    reason = "the arguments of the pass, and buffers"
 )]
 pub(crate) fn rebuild<const W: usize>(
     prediction: &[u8],
@@ -397,33 +393,26 @@ pub(crate) fn rebuild<const W: usize>(
     float: bool,
     spread: &Spread,
     out: &mut [u8],
-    wide: &mut Vec<u32>,
+    buffers: (&mut Vec<u8>, &mut Vec<u8>),
 ) {
     #[cfg(target_arch = "x86_64")]
-    if (W == 2 || W == 4) && prediction.len() <= SHORT * W && crate::avx512::available() {
-        wide.clear();
-        let direct = spread.direct;
+    if (W == 2 || W == 4) && crate::avx512::available() {
+        let groups = (prediction.len() / (W * GROUP)).min(masks.len());
         // SAFETY: the CPU has AVX-512.
-        let (groups, next) = unsafe {
-            crate::avx512::rebuild::<W>(prediction, masks, tokens, float, direct, out, wide)
-        };
-        // One word after another, without a branch between those that have raw bits and those that have none.
-        for both in &*wide {
-            let (i, token) = ((both >> 8) as usize, both.to_le_bytes()[0]);
-            let p = load::<W>(prediction, i);
-            store::<W>(out, i, moved::<W>(p, spread.value(token, raw), float));
+        let next = unsafe { crate::avx512::ones(&masks[..groups]) };
+        let (wide, values) = buffers;
+        values.clear();
+        let (coded, rest) = tokens.split_at(next.min(tokens.len()));
+        // SAFETY: the CPU has AVX-512.
+        unsafe {
+            crate::avx512::values::<W>(coded, raw, spread, wide, values);
+            values.resize(values.len() + GROUP * W, 0);
+            let direct = spread.direct;
+            crate::avx512::rebuild::<W>(prediction, masks, tokens, values, float, direct, out);
         }
-        return rebuild_from::<W>(
-            prediction,
-            masks,
-            &tokens[next..],
-            raw,
-            float,
-            spread,
-            out,
-            groups,
-        );
+        return rebuild_from::<W>(prediction, masks, rest, raw, float, spread, out, groups);
     }
+    let _ = buffers;
     #[cfg(target_arch = "x86_64")]
     let (groups, next) = if (W == 2 || W == 4) && crate::avx2::available() {
         // SAFETY: the CPU has AVX2, POPCNT and BMI1.
@@ -515,9 +504,9 @@ mod tests {
         let (mut out, mut out2) = (vec![0; bytes.len()], vec![0; bytes.len()]);
         let (mut raw, mut raw2) = (BitReader::new(noise), BitReader::new(noise));
         let spread = Spread::new::<W>();
-        let wide = &mut Vec::new();
+        let buffers = (&mut Vec::new(), &mut Vec::new());
         rebuild::<W>(
-            bytes, masks, &tokens, &mut raw, float, &spread, &mut out, wide,
+            bytes, masks, &tokens, &mut raw, float, &spread, &mut out, buffers,
         );
         rebuild_from::<W>(
             bytes, masks, &tokens, &mut raw2, float, &spread, &mut out2, 0,

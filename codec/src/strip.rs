@@ -185,8 +185,25 @@ fn take_sides(plan: &Plan<'_>, tables: &mut [u8], sides: &mut Vec<u8>) {
 pub(crate) fn encode<const W: usize>(
     plan: &Plan<'_>,
     words: Range<usize>,
-    target: &[u8],
-    prediction: &[u8],
+    pair: (&[u8], &[u8]),
+    classes: &[Class],
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if crate::avx2::available() {
+        // SAFETY: the CPU has POPCNT and BMI1.
+        return unsafe { crate::avx2::encode::<W>(plan, words, pair, classes, scratch, out) };
+    }
+    encode_plainly::<W>(plan, words, pair, classes, scratch, out)
+}
+
+/// [`encode`], with the instructions of the function it is part of.
+#[inline(always)]
+pub(crate) fn encode_plainly<const W: usize>(
+    plan: &Plan<'_>,
+    words: Range<usize>,
+    (target, prediction): (&[u8], &[u8]),
     classes: &[Class],
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
@@ -321,6 +338,7 @@ pub(crate) fn encode<const W: usize>(
 
 /// Calls `each` with the places in the strip of coded words, whose numbers descend, and the number of each among the coded
 /// words with raw bits, if it has any.
+#[inline(always)]
 fn places(
     numbers: &[u32],
     masks: &[u32],
@@ -415,7 +433,8 @@ pub(crate) fn decode<const W: usize>(
                 masks,
                 dense,
                 sides,
-                sizes,
+                bytes,
+                coder_bytes,
                 ..
             } = scratch;
             tables.clear();
@@ -441,8 +460,9 @@ pub(crate) fn decode<const W: usize>(
             let mut raw = BitReader::new(parts.raw);
             let tokens = &tokens[..coded + GROUP];
             let spread = Spread::of::<W>();
+            let buffers = (bytes, coder_bytes);
             passes::rebuild::<W>(
-                prediction, masks, tokens, &mut raw, plan.float, spread, out, sizes,
+                prediction, masks, tokens, &mut raw, plan.float, spread, out, buffers,
             );
             if !raw.is_spent() {
                 return Err(corrupt("the raw bits do not end where they should"));
