@@ -268,5 +268,6 @@ pub(crate) fn room(scratch: &Path, memory: u64) -> Room<'_> {
     Room {
         scratch,
         held: usize::try_from(memory / 16).unwrap_or(usize::MAX),
+        mapped: memory / 3,
     }
 }

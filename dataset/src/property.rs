@@ -546,6 +546,7 @@ struct Stored {
 fn encode(case: u64, base: &Dataset, rows: &Arc<dyn Rows>, random: &mut Random) -> Stored {
     let scratch = std::env::temp_dir();
     let room = Room {
+        mapped: u64::MAX,
         scratch: &scratch,
         // Now and then all goes to a file.
         held: if case.is_multiple_of(500) { 0 } else { 1 << 20 },
@@ -568,6 +569,7 @@ fn encode(case: u64, base: &Dataset, rows: &Arc<dyn Rows>, random: &mut Random) 
 fn decode(base: &Dataset, stored: &Stored) -> Result<(SchemaRef, Vec<RecordBatch>), DatasetError> {
     let scratch = std::env::temp_dir();
     let room = Room {
+        mapped: u64::MAX,
         scratch: &scratch,
         held: 1 << 20,
     };

@@ -8,7 +8,9 @@ use arrow::buffer::Buffer;
 use arrow::compute::{BatchCoalescer, interleave};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::FileWriter;
+use memmap2::UncheckedAdvice;
 use rayon::prelude::*;
+use sparse_delta::support::Residency;
 
 use crate::DatasetError;
 use crate::canonical::{canonical, cast_loosely, cast_to, describe, has_cast};
@@ -31,6 +33,8 @@ pub(crate) struct Table {
     pub(crate) rows: usize,
     /// What it was read from.
     pub(crate) parts: Vec<Part>,
+    /// Over the temporary file that holds the batches.
+    _residency: Option<Residency>,
 }
 
 /// A split that a table was read from.
@@ -46,6 +50,8 @@ pub(crate) struct Room<'a> {
     pub(crate) scratch: &'a Path,
     /// Bytes that are kept in memory.
     pub(crate) held: usize,
+    /// Bytes of temporary files that may be resident, of all tables together.
+    pub(crate) mapped: u64,
 }
 
 /// The plain types of a schema's columns. Refuses types that have none, or from which there is no way back.
@@ -77,6 +83,7 @@ impl Table {
             types: Vec::new(),
             rows: 0,
             parts: Vec::new(),
+            _residency: None,
         }
     }
 
@@ -134,7 +141,7 @@ impl Table {
         while let Some(chunk) = chunks.next_completed_batch() {
             spool.push(chunk)?;
         }
-        table.batches = spool.finish()?;
+        (table.batches, table._residency) = spool.finish()?;
         Ok(table)
     }
 
@@ -354,6 +361,7 @@ struct Spool<'a> {
     schema: SchemaRef,
     scratch: &'a Path,
     most: usize,
+    mapped: u64,
     held: Vec<RecordBatch>,
     bytes: usize,
     file: Option<FileWriter<std::io::BufWriter<std::fs::File>>>,
@@ -365,6 +373,7 @@ impl<'a> Spool<'a> {
             schema,
             scratch: room.scratch,
             most: room.held,
+            mapped: room.mapped,
             held: Vec::new(),
             bytes: 0,
             file: None,
@@ -389,29 +398,51 @@ impl<'a> Spool<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Vec<RecordBatch>, DatasetError> {
+    fn finish(mut self) -> Result<(Vec<RecordBatch>, Option<Residency>), DatasetError> {
         let Some(mut file) = self.file.take() else {
-            return Ok(self.held);
+            return Ok((self.held, None));
         };
         file.finish()?;
         let file = file
             .into_inner()?
             .into_inner()
             .map_err(|error| DatasetError::io("write", self.scratch, error.into_error()))?;
-        map_batches(&file, self.scratch)
+        let (batches, residency) = map_batches(&file, self.scratch, self.mapped)?;
+        Ok((batches, Some(residency)))
     }
 }
 
-/// The batches of an Arrow IPC file, in place.
-fn map_batches(file: &std::fs::File, path: &Path) -> Result<Vec<RecordBatch>, DatasetError> {
+/// A map that buffers and the watch over it share.
+struct Mapped(Arc<memmap2::Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// The batches of an Arrow IPC file, in place, and a watch over its resident pages.
+fn map_batches(
+    file: &std::fs::File,
+    path: &Path,
+    resident: u64,
+) -> Result<(Vec<RecordBatch>, Residency), DatasetError> {
     // SAFETY: the file has no name, so that nobody else can change or shorten it.
-    let map = unsafe { memmap2::Mmap::map(file) }.during("map", path)?;
-    let buffer = Buffer::from(bytes::Bytes::from_owner(map));
+    let map = Arc::new(unsafe { memmap2::Mmap::map(file) }.during("map", path)?);
+    let shared = Arc::clone(&map);
+    let residency = Residency::over(map.len() as u64, resident, move || {
+        // SAFETY: the map is read-only and of a file: the next access reads it again.
+        let released = unsafe { shared.unchecked_advise(UncheckedAdvice::DontNeed) };
+        if let Err(error) = released {
+            tracing::debug!(%error, "pages were not released");
+        }
+    });
+    let buffer = Buffer::from(bytes::Bytes::from_owner(Mapped(map)));
     let mut batches = Vec::new();
     for batch in ipc::batches_in(&buffer)? {
         batches.push(batch);
     }
-    Ok(batches)
+    Ok((batches, residency))
 }
 
 mod ipc {

@@ -12,12 +12,15 @@ use std::time::Duration;
 
 use sparse_store::Model;
 
-/// Resident file pages above which everything is released.
+/// Resident file pages above which the pages of models are released.
 const LIMIT: u64 = 192 << 20;
 const EVERY: Duration = Duration::from_millis(4);
 
-/// The models that are watched; one that two watch, twice.
-static WATCHED: Mutex<Vec<Arc<Model>>> = Mutex::new(Vec::new());
+/// Lets go of all the pages of something.
+type Release = Arc<dyn Fn() + Send + Sync>;
+
+/// What is watched, each with its limit.
+static WATCHED: Mutex<Vec<(u64, Release)>> = Mutex::new(Vec::new());
 static WATCHES: AtomicUsize = AtomicUsize::new(0);
 /// The resident file pages when the first watch began. They are others' (the program's own, libraries', models that nobody
 /// watches), and no release takes them away.
@@ -25,37 +28,35 @@ static OTHERS: AtomicU64 = AtomicU64::new(0);
 
 /// Releases the pages of what is watched, where they are too many. Called by who reads, between two pieces.
 pub(crate) fn relieve() {
-    if WATCHES.load(Ordering::Relaxed) == 0 || !is_above() {
+    if WATCHES.load(Ordering::Relaxed) == 0 || !is_above(LIMIT) {
         return;
     }
-    let models = watched();
-    // Whoever held the lock may have done it.
-    if models.is_empty() || !is_above() {
-        return;
-    }
-    for file in models.iter().flat_map(|m| m.files()) {
-        file.release(0..file.size);
+    // Whoever held the lock before may have done it.
+    for (limit, release) in watched().iter() {
+        if is_above(*limit) {
+            release();
+        }
     }
 }
 
-fn watched() -> MutexGuard<'static, Vec<Arc<Model>>> {
+fn watched() -> MutexGuard<'static, Vec<(u64, Release)>> {
     WATCHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether there are more resident file pages than the limit allows.
-fn is_above() -> bool {
-    let allowed = allowed(OTHERS.load(Ordering::Relaxed));
+/// Whether there are more resident file pages than a limit allows.
+fn is_above(limit: u64) -> bool {
+    let allowed = allowed(limit, OTHERS.load(Ordering::Relaxed));
     resident_file_bytes().is_some_and(|bytes| bytes > allowed)
 }
 
 /// The limit, or half of it beside what is others', where that is more.
-fn allowed(others: u64) -> u64 {
-    LIMIT.max(others.saturating_add(LIMIT / 2))
+fn allowed(limit: u64, others: u64) -> u64 {
+    limit.max(others.saturating_add(limit / 2))
 }
 
-/// A watch over mapped models.
+/// A watch over mapped files.
 pub struct Residency {
-    models: Vec<Arc<Model>>,
+    watched: Option<Release>,
     done: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -64,11 +65,23 @@ impl Residency {
     /// Watches the files of the models until dropped.
     #[must_use]
     pub fn watch(models: Vec<Arc<Model>>) -> Self {
-        let size: u64 = models.iter().flat_map(|m| m.files()).map(|f| f.size).sum();
+        let size = models.iter().flat_map(|m| m.files()).map(|f| f.size).sum();
+        Self::over(size, LIMIT, move || {
+            for file in models.iter().flat_map(|m| m.files()) {
+                file.release(0..file.size);
+            }
+        })
+    }
+
+    /// Watches something of `size` mapped bytes until dropped: `release`, which lets go of its pages, is called when this process
+    /// has more than `limit` bytes of file pages resident (192 MiB at least).
+    #[must_use]
+    pub fn over(size: u64, limit: u64, release: impl Fn() + Send + Sync + 'static) -> Self {
+        let limit = limit.max(LIMIT);
         let done = Arc::new(AtomicBool::new(false));
         if size <= LIMIT || resident_file_bytes().is_none() {
             return Self {
-                models: Vec::new(),
+                watched: None,
                 done,
                 thread: None,
             };
@@ -76,7 +89,8 @@ impl Residency {
         if WATCHES.fetch_add(1, Ordering::Relaxed) == 0 {
             OTHERS.store(resident_file_bytes().unwrap_or(0), Ordering::Relaxed);
         }
-        watched().extend(models.iter().cloned());
+        let release: Release = Arc::new(release);
+        watched().push((limit, Arc::clone(&release)));
         let flag = Arc::clone(&done);
         let thread = std::thread::Builder::new()
             .name("sparse-residency".into())
@@ -87,7 +101,7 @@ impl Residency {
                 }
             });
         Self {
-            models,
+            watched: Some(release),
             done,
             thread: thread.ok(),
         }
@@ -96,20 +110,15 @@ impl Residency {
 
 impl Drop for Residency {
     fn drop(&mut self) {
-        if self.models.is_empty() {
+        let Some(release) = self.watched.take() else {
             return;
-        }
+        };
         self.done.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // It does nothing that can fail.
             drop(thread.join());
         }
-        let mut watched = watched();
-        for model in &self.models {
-            if let Some(at) = watched.iter().position(|other| Arc::ptr_eq(other, model)) {
-                watched.swap_remove(at);
-            }
-        }
+        watched().retain(|(_, other)| !Arc::ptr_eq(other, &release));
         WATCHES.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -133,8 +142,8 @@ mod tests {
     /// Pages that no release takes away are not released again and again.
     #[test]
     fn the_pages_of_others_are_allowed() {
-        assert_eq!(allowed(0), LIMIT);
-        assert_eq!(allowed(LIMIT / 4), LIMIT);
-        assert!(allowed(4 * LIMIT) > 4 * LIMIT);
+        assert_eq!(allowed(LIMIT, 0), LIMIT);
+        assert_eq!(allowed(LIMIT, LIMIT / 4), LIMIT);
+        assert!(allowed(LIMIT, 4 * LIMIT) > 4 * LIMIT);
     }
 }
