@@ -362,10 +362,10 @@ impl<const K: usize, const E: usize> Mix<K, E> {
             let (error1, error2) = (error(a), error(b));
             learn(&inputs, &mut self.weights[node], error1);
             learn(&inputs, &mut self.weights2[set2], error2);
-            for k in 0..K {
-                let state = &mut self.lines[at[k] >> 1].0[at[k] & 1][half & 15];
+            for (&at, by_state) in at.iter().zip(self.by_state.iter_mut()) {
+                let state = &mut self.lines[at >> 1].0[at & 1][half & 15];
                 if *state != 0 {
-                    self.by_state[k][usize::from(*state)].update(bit);
+                    by_state[usize::from(*state)].update(bit);
                 }
                 *state = self.states.next[usize::from(*state)][usize::from(bit)];
             }
