@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use crate::{
-    bits::BitReader,
+    bits::{BitReader, BitWriter},
     context::{EXPONENTS, Exponent, Window},
     lowrank::{BELOW, CLASSES, Class},
     strip::moved,
@@ -321,6 +321,24 @@ pub(crate) fn tokens_and_sizes<const W: usize>(
     false
 }
 
+/// Puts the raw bits of coded words with these magnitudes, those that are not 0.
+pub(crate) fn put_raw<const W: usize>(sizes: &[u32], raw: &mut BitWriter<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if (W == 2 || W == 4) && crate::avx512::available() {
+        // SAFETY: the CPU has AVX-512.
+        return unsafe { crate::avx512::put_raw::<W>(sizes, raw) };
+    }
+    put_raw_portably::<W>(sizes, raw);
+}
+
+fn put_raw_portably<const W: usize>(sizes: &[u32], raw: &mut BitWriter<'_>) {
+    let (_, sub) = const { token::shape(W) };
+    for size in sizes {
+        let n = size.checked_ilog2().map_or(0, |e| e - sub);
+        raw.put(u64::from(*size), n);
+    }
+}
+
 /// As [`tokens`], from the first group that `changed` does not have.
 fn tokens_from<const W: usize>(
     target: &[u8],
@@ -537,6 +555,13 @@ mod tests {
                     expected.push(d.unsigned_abs());
                 }
             }
+            let (mut bits, mut bits2) = (Vec::new(), Vec::new());
+            let (mut raw, mut raw2) = (BitWriter::new(&mut bits), BitWriter::new(&mut bits2));
+            put_raw::<W>(&sizes, &mut raw);
+            put_raw_portably::<W>(&sizes, &mut raw2);
+            raw.finish();
+            raw2.finish();
+            assert_eq!(bits, bits2);
             let sizes: Vec<u64> = sizes.iter().map(|s| u64::from(*s)).collect();
             assert_eq!(sizes, expected);
         }

@@ -313,11 +313,7 @@ pub(crate) fn encode_plainly<const W: usize>(
         }
     }
     if whole {
-        let (_, sub) = const { token::shape(W) };
-        for size in &*sizes {
-            let n = size.checked_ilog2().map_or(0, |e| e - sub);
-            raw.put(u64::from(*size), n);
-        }
+        passes::put_raw::<W>(sizes, &mut raw);
     }
     raw.finish();
     if !bytes.is_empty() {
