@@ -5,6 +5,7 @@ use crate::{
     context::Exponent,
     lowrank::{BELOW, CLASSES, Class},
     passes::{self, GROUP, Spread},
+    rc::Learner,
     scales::{self, Model, UNCHANGED},
     strip::mirrored,
     token::token,
@@ -80,14 +81,47 @@ impl Counter {
 
 impl Row {
     /// Measures a row; `classes` are those of a low-rank prediction, else empty. Returns false where nothing changed.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a row and all that is known of it"
-    )]
     pub(crate) fn fill<const W: usize>(
         &mut self,
-        target: &[u8],
-        prediction: &[u8],
+        pair: (&[u8], &[u8]),
+        classes: &[Class],
+        exponent: Exponent,
+        mantissa: u32,
+        float: bool,
+        counter: &mut Counter,
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if crate::avx2::available() {
+            // SAFETY: the CPU has AVX2, POPCNT and BMI1.
+            return unsafe {
+                self.fill_fast::<W>(pair, classes, exponent, mantissa, float, counter)
+            };
+        }
+        self.fill_plainly::<W>(pair, classes, exponent, mantissa, float, counter)
+    }
+
+    /// [`Self::fill_plainly`] with this CPU's instructions.
+    ///
+    /// # Safety
+    /// The CPU has AVX2, POPCNT and BMI1.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,popcnt,bmi1")]
+    unsafe fn fill_fast<const W: usize>(
+        &mut self,
+        pair: (&[u8], &[u8]),
+        classes: &[Class],
+        exponent: Exponent,
+        mantissa: u32,
+        float: bool,
+        counter: &mut Counter,
+    ) -> bool {
+        self.fill_plainly::<W>(pair, classes, exponent, mantissa, float, counter)
+    }
+
+    #[inline(always)]
+    fn fill_plainly<const W: usize>(
+        &mut self,
+        (target, prediction): (&[u8], &[u8]),
         classes: &[Class],
         exponent: Exponent,
         mantissa: u32,
@@ -439,10 +473,13 @@ pub(crate) fn settle(glances: &[Glance], scales: &mut Vec<i16>) {
         .map(|g| g.mean)
         .filter(|m| *m > 0.0)
         .collect();
-    means.sort_unstable_by(f64::total_cmp);
-    let mut prior = means.get(means.len() / 2).copied().unwrap_or(0.0);
+    let middle = means.len() / 2;
+    let mut prior = if means.is_empty() {
+        0.0
+    } else {
+        *means.select_nth_unstable_by(middle, f64::total_cmp).1
+    };
     let mut model = Model::new();
-    let mut coder = crate::rc::Encoder::new();
     for glance in glances {
         let scale = if glance.changed == 0 {
             UNCHANGED
@@ -456,7 +493,7 @@ pub(crate) fn settle(glances: &[Glance], scales: &mut Vec<i16>) {
         } else {
             settled(scale_of(glance.mean), glance.words, &model)
         };
-        let _infallible = model.code(&mut coder, scale);
+        let _infallible = model.code(&mut Learner, scale);
         scales.push(scale);
     }
 }
