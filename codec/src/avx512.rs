@@ -12,12 +12,13 @@ use std::arch::x86_64::{
     _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_mask_expand_epi8,
     _mm256_maskz_expand_epi8, _mm256_set1_epi8, _mm256_storeu_si256, _mm512_abs_epi8,
     _mm512_abs_epi16, _mm512_abs_epi32, _mm512_add_epi16, _mm512_add_epi32, _mm512_add_epi64,
-    _mm512_adds_epu8, _mm512_alignr_epi32, _mm512_and_si512, _mm512_andnot_si512,
-    _mm512_broadcast_i32x4, _mm512_castsi128_si512, _mm512_castsi256_si512, _mm512_castsi512_si128,
-    _mm512_castsi512_si256, _mm512_cmpge_epi32_mask, _mm512_cmpge_epu8_mask,
-    _mm512_cmpge_epu16_mask, _mm512_cmpge_epu32_mask, _mm512_cmplt_epi32_mask,
-    _mm512_cmplt_epu32_mask, _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32, _mm512_cvtepi16_epi8,
-    _mm512_cvtepi16_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32,
+    _mm512_add_ps, _mm512_adds_epu8, _mm512_alignr_epi32, _mm512_and_si512, _mm512_andnot_si512,
+    _mm512_broadcast_i32x4, _mm512_castsi128_si512, _mm512_castsi256_si512, _mm512_castsi512_ps,
+    _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_cmpge_epi32_mask,
+    _mm512_cmpge_epu8_mask, _mm512_cmpge_epu16_mask, _mm512_cmpge_epu32_mask,
+    _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cmpneq_epi16_mask,
+    _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32, _mm512_cvtepi16_epi8, _mm512_cvtepi16_epi32,
+    _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
     _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_div_ps,
     _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64, _mm512_inserti32x4, _mm512_loadu_si512,
     _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_expand_epi16, _mm512_mask_expand_epi32,
@@ -25,13 +26,14 @@ use std::arch::x86_64::{
     _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi8,
     _mm512_maskz_compress_epi16, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32,
     _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_epi32, _mm512_maskz_min_epi32, _mm512_max_epi32,
-    _mm512_max_epu8, _mm512_min_epu8, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512,
-    _mm512_permutex2var_epi8, _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi8,
-    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setr_epi32,
-    _mm512_setzero_si512, _mm512_shrdv_epi32, _mm512_shuffle_epi8, _mm512_sll_epi32,
+    _mm512_max_epu8, _mm512_max_epu16, _mm512_min_epu8, _mm512_min_epu16, _mm512_mul_ps,
+    _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutexvar_epi8,
+    _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
+    _mm512_set1_epi64, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shrdv_epi32, _mm512_shuffle_epi8, _mm512_sll_epi32, _mm512_slli_epi16,
     _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_sllv_epi64, _mm512_srai_epi16, _mm512_srai_epi32,
     _mm512_srl_epi16, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srli_epi64, _mm512_srlv_epi32,
-    _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_epi32, _mm512_subs_epu8,
+    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_epi32, _mm512_subs_epu8,
     _mm512_test_epi16_mask, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_unpackhi_epi64,
     _mm512_xor_si512, _pdep_u32, _pext_u32,
 };
@@ -852,5 +854,51 @@ pub(crate) unsafe fn measure<const W: usize>(
     mantissa: u32,
     float: bool,
 ) -> (usize, f32) {
-    passes::measure_plainly::<W>(target, prediction, exponent, mantissa, float)
+    if W != 2 {
+        return passes::measure_plainly::<W>(target, prediction, exponent, mantissa, float);
+    }
+    let (shift, mask) = exponent.parts();
+    let shift = _mm_cvtsi32_si128(shift.cast_signed());
+    let short = |x: u32| _mm512_set1_epi16(u16::try_from(x).unwrap_or(u16::MAX).cast_signed());
+    let mask = short(u32::try_from(mask).unwrap_or(0));
+    let most = short(passes::most(mantissa, float));
+    let (least, largest) = (short(1), short(passes::LARGEST));
+    let sign = _mm512_set1_epi16(if float { i16::MAX } else { 0 });
+    let below = |x| _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi16::<15>(x), sign));
+    let groups = target.len().min(prediction.len()) / (2 * GROUP);
+    let mut sums = _mm512_setzero_ps();
+    let mut changed = 0;
+    for group in 0..groups {
+        // SAFETY: the group's words are inside both slices.
+        let (t, p) = unsafe {
+            (
+                _mm512_loadu_si512(target.as_ptr().add(2 * GROUP * group).cast()),
+                _mm512_loadu_si512(prediction.as_ptr().add(2 * GROUP * group).cast()),
+            )
+        };
+        changed += _mm512_cmpneq_epi16_mask(t, p).count_ones() as usize;
+        let size = _mm512_abs_epi16(_mm512_sub_epi16(below(t), below(p)));
+        let size = _mm512_min_epu16(size, most);
+        let e = _mm512_and_si512(_mm512_srl_epi16(p, shift), mask);
+        let e = _mm512_slli_epi16::<7>(_mm512_min_epu16(_mm512_max_epu16(e, least), largest));
+        let halves = [
+            (_mm512_castsi512_si256(size), _mm512_castsi512_si256(e)),
+            (
+                _mm512_extracti64x4_epi64::<1>(size),
+                _mm512_extracti64x4_epi64::<1>(e),
+            ),
+        ];
+        for (size, e) in halves {
+            let size = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(size));
+            let e = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(e));
+            sums = _mm512_add_ps(sums, _mm512_mul_ps(size, _mm512_castsi512_ps(e)));
+        }
+    }
+    let mut all = [0f32; passes::SUMS];
+    // SAFETY: sixteen sums.
+    unsafe { _mm512_storeu_ps(all.as_mut_ptr(), sums) };
+    let rest = groups * 2 * GROUP;
+    let (target, prediction) = (&target[rest..], &prediction[rest..]);
+    let (more, sum) = passes::measure_from::<W>(target, prediction, exponent, mantissa, float, all);
+    (changed + more, sum)
 }

@@ -31,7 +31,9 @@ pub(crate) struct Row {
     changes: Vec<u8>,
     /// Exponents of the changed words, each with where its run of tokens ends.
     runs: Vec<(u16, usize)>,
-    /// Changed words for each in `changes`.
+    /// Exponents and tokens of the changed words, in no order, in place of the former where the scale is not searched.
+    pairs: Vec<(u16, u8)>,
+    /// Changed words for each in `changes` or `pairs`.
     weight: u32,
     /// Words of a row in which changes are not rare, whose mean says enough; 0 where the scale is to be searched.
     dense: usize,
@@ -136,6 +138,7 @@ impl Row {
         self.same.clear();
         self.changes.clear();
         self.runs.clear();
+        self.pairs.clear();
         self.weight = 1;
         self.dense = 0;
         self.changed = 0;
@@ -265,7 +268,12 @@ impl Row {
         self.mean = mean.saturating_add(512 * 4);
         let step = all.len().div_ceil(CHANGES).max(1);
         self.weight = rounded(step as f64 * weight).max(1);
-        self.sort(all.iter().step_by(step).copied(), starts);
+        let some = all.iter().step_by(step).copied();
+        if self.dense > 0 {
+            self.pairs.extend(some);
+        } else {
+            self.sort(some, starts);
+        }
         true
     }
 
@@ -392,6 +400,10 @@ impl Row {
         for (key, n) in &self.same {
             let (class, e) = self.split(*key);
             histogram.add(class, scale, e, 0, n.saturating_mul(times));
+        }
+        for (key, token) in &self.pairs {
+            let (class, e) = self.split(*key);
+            histogram.add(class, scale, e, *token, self.weight.saturating_mul(times));
         }
         for ((class, e), run) in self.runs() {
             for token in run {
