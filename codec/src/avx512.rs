@@ -19,23 +19,23 @@ use std::arch::x86_64::{
     _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cmpneq_epi16_mask,
     _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32, _mm512_cvtepi16_epi8, _mm512_cvtepi16_epi32,
     _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
-    _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_div_ps,
-    _mm512_extracti32x4_epi32, _mm512_extracti64x4_epi64, _mm512_inserti32x4, _mm512_loadu_si512,
-    _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_expand_epi16, _mm512_mask_expand_epi32,
-    _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32, _mm512_mask_or_epi32,
-    _mm512_mask_srli_epi32, _mm512_mask_sub_epi32, _mm512_maskz_compress_epi8,
-    _mm512_maskz_compress_epi16, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32,
-    _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_epi32, _mm512_maskz_min_epi32, _mm512_max_epi32,
-    _mm512_max_epu8, _mm512_max_epu16, _mm512_min_epu8, _mm512_min_epu16, _mm512_mul_ps,
-    _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_epi8, _mm512_permutexvar_epi8,
-    _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16, _mm512_set1_epi32,
-    _mm512_set1_epi64, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_shrdv_epi32, _mm512_shuffle_epi8, _mm512_sll_epi32, _mm512_slli_epi16,
-    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_sllv_epi64, _mm512_srai_epi16, _mm512_srai_epi32,
-    _mm512_srl_epi16, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srli_epi64, _mm512_srlv_epi32,
-    _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi16, _mm512_sub_epi32, _mm512_subs_epu8,
-    _mm512_test_epi16_mask, _mm512_test_epi32_mask, _mm512_testn_epi32_mask, _mm512_unpackhi_epi64,
-    _mm512_xor_si512, _pdep_u32, _pext_u32,
+    _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_extracti32x4_epi32,
+    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_inserti32x4,
+    _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_expand_epi16,
+    _mm512_mask_expand_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32,
+    _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32,
+    _mm512_maskz_compress_epi8, _mm512_maskz_compress_epi16, _mm512_maskz_compress_epi32,
+    _mm512_maskz_expand_epi32, _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_epi32,
+    _mm512_maskz_min_epi32, _mm512_max_epi32, _mm512_max_epu8, _mm512_max_epu16, _mm512_min_epu8,
+    _mm512_min_epu16, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_epi8,
+    _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_rcp14_ps, _mm512_set1_epi8,
+    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setr_epi32,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shrdv_epi32, _mm512_shuffle_epi8,
+    _mm512_sll_epi32, _mm512_slli_epi16, _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_sllv_epi64,
+    _mm512_srai_epi16, _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srl_epi32, _mm512_srli_epi32,
+    _mm512_srli_epi64, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi16,
+    _mm512_sub_epi32, _mm512_subs_epu8, _mm512_test_epi16_mask, _mm512_test_epi32_mask,
+    _mm512_testn_epi32_mask, _mm512_unpackhi_epi64, _mm512_xor_si512, _pdep_u32, _pext_u32,
 };
 use std::sync::LazyLock;
 
@@ -279,7 +279,9 @@ pub(crate) unsafe fn encode<const L: usize>(
                 end -= n as usize;
                 let y = _mm512_mask_srli_epi32::<16>(x[$i], full, x[$i]);
                 // Below 2^22 and so off by one at most. The reciprocal does not wait for the state.
-                let inverse = _mm512_div_ps(ones, _mm512_cvtepu32_ps(frequency));
+                let f = _mm512_cvtepu32_ps(frequency);
+                let near = _mm512_rcp14_ps(f);
+                let inverse = _mm512_fmadd_ps(near, _mm512_fnmadd_ps(near, f, ones), near);
                 let q = _mm512_cvttps_epu32(_mm512_mul_ps(_mm512_cvtepu32_ps(y), inverse));
                 let r = _mm512_sub_epi32(y, _mm512_mullo_epi32(q, frequency));
                 let over = _mm512_cmplt_epi32_mask(r, _mm512_setzero_si512());

@@ -241,8 +241,12 @@ pub(crate) fn encode_plainly<const W: usize>(
     if !whole {
         passes::tokens::<W>(target, prediction, plan.float, dense, changed, wide);
     }
-    tokens.clear();
-    passes::select(dense, masks, tokens);
+    if tables.len() == count {
+        std::mem::swap(tokens, dense);
+    } else {
+        tokens.clear();
+        passes::select(dense, masks, tokens);
+    }
     let difference_at = |i: usize| {
         let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
         difference::<W>(order::<W>(t, plan.float), order::<W>(p, plan.float))
