@@ -436,7 +436,9 @@ unsafe fn short_tokens(
         let at = group * GROUP;
         // SAFETY: the group's words and bytes are inside the slices; there is room for twice as many sizes as a group has.
         unsafe {
-            let t = _mm512_loadu_si512(target.as_ptr().add(2 * at).cast());
+            let from = target.as_ptr().add(2 * at);
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SOON).cast());
+            let t = _mm512_loadu_si512(from.cast());
             let p = _mm512_loadu_si512(prediction.as_ptr().add(2 * at).cast());
             let d = _mm512_sub_epi16(order(t), order(p));
             let large = _mm512_cmpge_epu16_mask(_mm512_abs_epi16(d), short);
@@ -873,10 +875,11 @@ pub(crate) unsafe fn measure<const W: usize>(
     for group in 0..groups {
         // SAFETY: the group's words are inside both slices.
         let (t, p) = unsafe {
-            (
-                _mm512_loadu_si512(target.as_ptr().add(2 * GROUP * group).cast()),
-                _mm512_loadu_si512(prediction.as_ptr().add(2 * GROUP * group).cast()),
-            )
+            let at = 2 * GROUP * group;
+            let (t, p) = (target.as_ptr().add(at), prediction.as_ptr().add(at));
+            _mm_prefetch::<_MM_HINT_T0>(t.wrapping_add(SOON).cast());
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(SOON).cast());
+            (_mm512_loadu_si512(t.cast()), _mm512_loadu_si512(p.cast()))
         };
         changed += _mm512_cmpneq_epi16_mask(t, p).count_ones() as usize;
         let size = _mm512_abs_epi16(_mm512_sub_epi16(below(t), below(p)));
