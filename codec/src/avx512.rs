@@ -235,6 +235,7 @@ pub(crate) unsafe fn encode<const L: usize>(
         let one = _mm_set1_epi8(1);
         let most = _mm_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
         let low = _mm512_set1_epi32(0xffff);
+        let whole = _mm512_set1_epi32(1 << precision);
         let up = _mm_cvtsi32_si128((32 - precision).cast_signed());
         let shift = _mm_cvtsi32_si128(precision.cast_signed());
         let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -284,14 +285,14 @@ pub(crate) unsafe fn encode<const L: usize>(
                 let inverse = _mm512_fmadd_ps(near, _mm512_fnmadd_ps(near, f, ones), near);
                 let q = _mm512_cvttps_epu32(_mm512_mul_ps(_mm512_cvtepu32_ps(y), inverse));
                 let r = _mm512_sub_epi32(y, _mm512_mullo_epi32(q, frequency));
+                let others = _mm512_sub_epi32(whole, frequency);
+                let start = _mm512_add_epi32(r, _mm512_srli_epi32::<16>(code));
+                let z = _mm512_add_epi32(_mm512_sll_epi32(q, shift), start);
+                // A quotient that is one too large leaves a rest below zero, one too small a rest that is no rest.
                 let over = _mm512_cmplt_epi32_mask(r, _mm512_setzero_si512());
-                let q = _mm512_mask_sub_epi32(q, over, q, _mm512_set1_epi32(1));
-                let r = _mm512_mask_add_epi32(r, over, r, frequency);
                 let under = _mm512_cmpge_epi32_mask(r, frequency);
-                let q = _mm512_mask_add_epi32(q, under, q, _mm512_set1_epi32(1));
-                let r = _mm512_mask_sub_epi32(r, under, r, frequency);
-                let start = _mm512_srli_epi32::<16>(code);
-                x[$i] = _mm512_add_epi32(_mm512_sll_epi32(q, shift), _mm512_add_epi32(r, start));
+                let z = _mm512_mask_sub_epi32(z, over, z, others);
+                x[$i] = _mm512_mask_add_epi32(z, under, z, others);
                 };
             }
             if L == MOST {
