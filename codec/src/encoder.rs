@@ -676,7 +676,10 @@ impl<'a> TensorEncoder<'a> {
         }
         let coded = out.len() - start;
         let mut method = Method::Delta;
-        if coded == 0 || coded > target.len() / 2 {
+        // A hundredth is left to what the estimate may be off by.
+        let worse =
+            || standalone::estimate(a.target.dtype, target).is_some_and(|n| coded <= n - n / 100);
+        if coded == 0 || coded > target.len() / 2 && !worse() {
             let mut alone = std::mem::take(&mut scratch.strip);
             let kind = standalone::encode(a.target.dtype, target, scratch, &mut alone);
             if coded == 0 || alone.len() + 1 < coded {
