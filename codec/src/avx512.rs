@@ -8,33 +8,40 @@ use std::arch::x86_64::{
     __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_cvtsi128_si64, _mm_extract_epi32,
     _mm_extract_epi64, _mm_insert_epi32, _mm_loadu_si128, _mm_maskz_loadu_epi8, _mm_min_epu8,
     _mm_prefetch, _mm_set1_epi8, _mm_setr_epi8, _mm_storeu_si128, _mm_subs_epu8, _mm256_abs_epi8,
-    _mm256_castsi256_si128, _mm256_cmpge_epu8_mask, _mm256_extracti128_si256, _mm256_loadu_si256,
+    _mm256_castsi128_si256, _mm256_castsi256_si128, _mm256_cmpge_epu8_mask,
+    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_mask_expand_epi8,
     _mm256_maskz_expand_epi8, _mm256_set1_epi8, _mm256_storeu_si256, _mm512_abs_epi8,
-    _mm512_abs_epi32, _mm512_add_epi16, _mm512_add_epi32, _mm512_adds_epu8, _mm512_alignr_epi32,
-    _mm512_and_si512, _mm512_andnot_si512, _mm512_broadcast_i32x4, _mm512_castsi128_si512,
-    _mm512_castsi256_si512, _mm512_castsi512_si128, _mm512_castsi512_si256,
-    _mm512_cmpge_epi32_mask, _mm512_cmpge_epu8_mask, _mm512_cmpge_epu32_mask,
-    _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32,
-    _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32,
-    _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_div_ps, _mm512_extracti32x4_epi32,
-    _mm512_inserti32x4, _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32,
-    _mm512_mask_expand_epi16, _mm512_mask_expand_epi32, _mm512_mask_i32gather_epi32,
-    _mm512_mask_mov_epi32, _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32,
-    _mm512_maskz_compress_epi8, _mm512_maskz_compress_epi32, _mm512_maskz_expand_epi32,
-    _mm512_maskz_loadu_epi8, _mm512_maskz_min_epi32, _mm512_max_epu8, _mm512_min_epu8,
-    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_epi8,
-    _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_set1_epi8, _mm512_set1_epi16,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setr_epi32, _mm512_setzero_si512, _mm512_shrdv_epi32,
-    _mm512_shuffle_epi8, _mm512_sll_epi32, _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srai_epi16,
-    _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srl_epi32, _mm512_srli_epi32, _mm512_srlv_epi32,
-    _mm512_storeu_si512, _mm512_sub_epi32, _mm512_subs_epu8, _mm512_test_epi32_mask,
-    _mm512_testn_epi32_mask, _mm512_xor_si512,
+    _mm512_abs_epi16, _mm512_abs_epi32, _mm512_add_epi16, _mm512_add_epi32, _mm512_add_epi64,
+    _mm512_add_ps, _mm512_adds_epu8, _mm512_alignr_epi32, _mm512_and_si512, _mm512_andnot_si512,
+    _mm512_broadcast_i32x4, _mm512_castsi128_si512, _mm512_castsi256_si512, _mm512_castsi512_ps,
+    _mm512_castsi512_si128, _mm512_castsi512_si256, _mm512_cmpge_epi32_mask,
+    _mm512_cmpge_epu8_mask, _mm512_cmpge_epu16_mask, _mm512_cmpge_epu32_mask,
+    _mm512_cmplt_epi32_mask, _mm512_cmplt_epu32_mask, _mm512_cmpneq_epi16_mask,
+    _mm512_cvtepi8_epi16, _mm512_cvtepi8_epi32, _mm512_cvtepi16_epi8, _mm512_cvtepi16_epi32,
+    _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32,
+    _mm512_cvtepu16_epi32, _mm512_cvtepu32_ps, _mm512_cvttps_epu32, _mm512_extracti32x4_epi32,
+    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_inserti32x4,
+    _mm512_loadu_si512, _mm512_lzcnt_epi32, _mm512_mask_add_epi32, _mm512_mask_expand_epi16,
+    _mm512_mask_expand_epi32, _mm512_mask_i32gather_epi32, _mm512_mask_mov_epi32,
+    _mm512_mask_or_epi32, _mm512_mask_srli_epi32, _mm512_mask_sub_epi32,
+    _mm512_maskz_compress_epi8, _mm512_maskz_compress_epi16, _mm512_maskz_compress_epi32,
+    _mm512_maskz_expand_epi32, _mm512_maskz_loadu_epi8, _mm512_maskz_loadu_epi32,
+    _mm512_maskz_min_epi32, _mm512_max_epi32, _mm512_max_epu8, _mm512_max_epu16, _mm512_min_epu8,
+    _mm512_min_epu16, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_epi8,
+    _mm512_permutexvar_epi8, _mm512_permutexvar_epi32, _mm512_rcp14_ps, _mm512_set1_epi8,
+    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_set1_ps, _mm512_setr_epi32,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shrdv_epi32, _mm512_shuffle_epi8,
+    _mm512_sll_epi32, _mm512_slli_epi16, _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_sllv_epi64,
+    _mm512_srai_epi16, _mm512_srai_epi32, _mm512_srl_epi16, _mm512_srl_epi32, _mm512_srli_epi32,
+    _mm512_srli_epi64, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi16,
+    _mm512_sub_epi32, _mm512_subs_epu8, _mm512_test_epi16_mask, _mm512_test_epi32_mask,
+    _mm512_testn_epi32_mask, _mm512_unpackhi_epi64, _mm512_xor_si512, _pdep_u32, _pext_u32,
 };
 use std::sync::LazyLock;
 
 use crate::{
     avx2::MARGIN,
-    bits::BitReader,
+    bits::{BitReader, BitWriter},
     context::{Exponent, Window},
     passes::{self, GROUP, Spread},
     rans::{AHEAD, MOST},
@@ -54,6 +61,7 @@ pub(crate) fn available() -> bool {
             && std::arch::is_x86_feature_detected!("avx512vbmi2")
             && std::arch::is_x86_feature_detected!("popcnt")
             && std::arch::is_x86_feature_detected!("bmi1")
+            && std::arch::is_x86_feature_detected!("bmi2")
     });
     #[cfg(test)]
     if HIDDEN.get() {
@@ -227,6 +235,7 @@ pub(crate) unsafe fn encode<const L: usize>(
         let one = _mm_set1_epi8(1);
         let most = _mm_set1_epi8(u8::try_from(last).unwrap_or(255).cast_signed());
         let low = _mm512_set1_epi32(0xffff);
+        let whole = _mm512_set1_epi32(1 << precision);
         let up = _mm_cvtsi32_si128((32 - precision).cast_signed());
         let shift = _mm_cvtsi32_si128(precision.cast_signed());
         let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -271,17 +280,19 @@ pub(crate) unsafe fn encode<const L: usize>(
                 end -= n as usize;
                 let y = _mm512_mask_srli_epi32::<16>(x[$i], full, x[$i]);
                 // Below 2^22 and so off by one at most. The reciprocal does not wait for the state.
-                let inverse = _mm512_div_ps(ones, _mm512_cvtepu32_ps(frequency));
+                let f = _mm512_cvtepu32_ps(frequency);
+                let near = _mm512_rcp14_ps(f);
+                let inverse = _mm512_fmadd_ps(near, _mm512_fnmadd_ps(near, f, ones), near);
                 let q = _mm512_cvttps_epu32(_mm512_mul_ps(_mm512_cvtepu32_ps(y), inverse));
                 let r = _mm512_sub_epi32(y, _mm512_mullo_epi32(q, frequency));
+                let others = _mm512_sub_epi32(whole, frequency);
+                let start = _mm512_add_epi32(r, _mm512_srli_epi32::<16>(code));
+                let z = _mm512_add_epi32(_mm512_sll_epi32(q, shift), start);
+                // A quotient that is one too large leaves a rest below zero, one too small a rest that is no rest.
                 let over = _mm512_cmplt_epi32_mask(r, _mm512_setzero_si512());
-                let q = _mm512_mask_sub_epi32(q, over, q, _mm512_set1_epi32(1));
-                let r = _mm512_mask_add_epi32(r, over, r, frequency);
                 let under = _mm512_cmpge_epi32_mask(r, frequency);
-                let q = _mm512_mask_add_epi32(q, under, q, _mm512_set1_epi32(1));
-                let r = _mm512_mask_sub_epi32(r, under, r, frequency);
-                let start = _mm512_srli_epi32::<16>(code);
-                x[$i] = _mm512_add_epi32(_mm512_sll_epi32(q, shift), _mm512_add_epi32(r, start));
+                let z = _mm512_mask_sub_epi32(z, over, z, others);
+                x[$i] = _mm512_mask_add_epi32(z, under, z, others);
                 };
             }
             if L == MOST {
@@ -316,18 +327,17 @@ pub(crate) unsafe fn tokens<const W: usize>(
     tokens: &mut [u8],
     found: (&mut Vec<u32>, &mut Vec<u32>, &mut Vec<u32>),
 ) {
+    if W == 2 {
+        // SAFETY: as asked of the caller.
+        return unsafe { short_tokens(target, prediction, float, masks, tokens, found) };
+    }
     let (changed, wide, sizes) = found;
     let groups =
         ((target.len().min(prediction.len()) / W).min(tokens.len()) / GROUP).min(masks.len());
     let (log, sub) = crate::token::shape(W);
     let (log, sub) = (log.cast_signed(), sub.cast_signed());
     let zero = _mm512_setzero_si512();
-    // Two bytes are taken to the upper half, where their difference wraps as it should.
-    let flipped = _mm512_set1_epi32(match (float, W) {
-        (false, _) => 0,
-        (true, 2) => 0x7fff_0000,
-        _ => i32::MAX,
-    });
+    let flipped = _mm512_set1_epi32(if float { i32::MAX } else { 0 });
     let order = |x| _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi32::<31>(x), flipped));
     let direct = _mm512_set1_epi32(1 << log);
     // 31 - leading zeros is the place of the leading one.
@@ -348,19 +358,10 @@ pub(crate) unsafe fn tokens<const W: usize>(
             // SAFETY: the group's words and bytes are inside the slices; there is room for sixteen sizes.
             unsafe {
                 let (t, p) = (target.as_ptr().add(at * W), prediction.as_ptr().add(at * W));
-                let d = if W == 2 {
-                    let load = |from: *const u8| {
-                        _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
-                            from.cast(),
-                        )))
-                    };
-                    _mm512_srai_epi32::<16>(_mm512_sub_epi32(order(load(t)), order(load(p))))
-                } else {
-                    _mm512_sub_epi32(
-                        order(_mm512_loadu_si512(t.cast())),
-                        order(_mm512_loadu_si512(p.cast())),
-                    )
-                };
+                let d = _mm512_sub_epi32(
+                    order(_mm512_loadu_si512(t.cast())),
+                    order(_mm512_loadu_si512(p.cast())),
+                );
                 let size = _mm512_abs_epi32(d);
                 let different = _mm512_test_epi32_mask(d, d);
                 let long = _mm512_cmpge_epu32_mask(size, direct);
@@ -394,6 +395,143 @@ pub(crate) unsafe fn tokens<const W: usize>(
     }
     // SAFETY: all below `count` is written.
     unsafe { sizes.set_len(count) };
+}
+
+/// [`tokens`] of words of two bytes.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1,bmi2"
+)]
+unsafe fn short_tokens(
+    target: &[u8],
+    prediction: &[u8],
+    float: bool,
+    masks: &[u32],
+    tokens: &mut [u8],
+    (changed, wide, sizes): (&mut Vec<u32>, &mut Vec<u32>, &mut Vec<u32>),
+) {
+    let groups =
+        ((target.len().min(prediction.len()) / 2).min(tokens.len()) / GROUP).min(masks.len());
+    let (log, sub) = crate::token::shape(2);
+    let (log, sub) = (log.cast_signed(), sub.cast_signed());
+    let zero = _mm512_setzero_si512();
+    let flipped = _mm512_set1_epi16(if float { i16::MAX } else { 0 });
+    let order = |x| _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi16::<15>(x), flipped));
+    let (short, direct) = (_mm512_set1_epi16(1 << log), _mm512_set1_epi32(1 << log));
+    // 31 - leading zeros is the place of the leading one.
+    let octave = _mm512_set1_epi32(31 - log);
+    let shift = _mm512_set1_epi32(31 - sub);
+    let rest = _mm512_set1_epi32((1 << sub) - 1);
+    let sub_shift = _mm_cvtsi32_si128(sub);
+    changed.reserve(groups);
+    wide.reserve(groups);
+    let mut count = sizes.len();
+    for (group, mask) in masks[..groups].iter().enumerate() {
+        if sizes.capacity() < count + 2 * GROUP {
+            // SAFETY: all below `count` is written.
+            unsafe { sizes.set_len(count) };
+            sizes.reserve((groups - group) * 8 + 2 * GROUP);
+        }
+        let at = group * GROUP;
+        // SAFETY: the group's words and bytes are inside the slices; there is room for twice as many sizes as a group has.
+        unsafe {
+            let from = target.as_ptr().add(2 * at);
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(SOON).cast());
+            let t = _mm512_loadu_si512(from.cast());
+            let p = _mm512_loadu_si512(prediction.as_ptr().add(2 * at).cast());
+            let d = _mm512_sub_epi16(order(t), order(p));
+            let large = _mm512_cmpge_epu16_mask(_mm512_abs_epi16(d), short);
+            let mut left = large;
+            let mut token = _mm512_cvtepi16_epi8(d);
+            // Sixteen of those with raw bits at a time; a group that has more is rare.
+            let mut some = _mm512_maskz_compress_epi16(large, d);
+            loop {
+                let far = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(some));
+                let size = _mm512_abs_epi32(far);
+                let zeros = _mm512_lzcnt_epi32(size);
+                let bucket = _mm512_sll_epi32(_mm512_sub_epi32(octave, zeros), sub_shift);
+                let next = _mm512_and_si512(
+                    _mm512_srlv_epi32(size, _mm512_sub_epi32(shift, zeros)),
+                    rest,
+                );
+                let value = _mm512_add_epi32(direct, _mm512_add_epi32(bucket, next));
+                let negative = _mm512_cmplt_epi32_mask(far, zero);
+                let value = _mm512_mask_sub_epi32(value, negative, zero, value);
+                let bytes = _mm256_castsi128_si256(_mm512_cvtepi32_epi8(value));
+                // The first sixteen, by their places in the group.
+                let first = _pdep_u32(0xffff, left);
+                token = _mm256_mask_expand_epi8(token, first, bytes);
+                let kept = u16::try_from(_pext_u32(first & mask, first)).unwrap_or(0);
+                _mm512_storeu_si512(
+                    sizes.as_mut_ptr().add(count).cast(),
+                    _mm512_maskz_compress_epi32(kept, size),
+                );
+                count += kept.count_ones() as usize;
+                left ^= first;
+                if left == 0 {
+                    break;
+                }
+                some = _mm512_castsi256_si512(_mm512_extracti64x4_epi64::<1>(some));
+            }
+            _mm256_storeu_si256(tokens.as_mut_ptr().add(at).cast(), token);
+            changed.push(_mm512_test_epi16_mask(d, d));
+            wide.push(large);
+        }
+    }
+    // SAFETY: all below `count` is written.
+    unsafe { sizes.set_len(count) };
+}
+
+/// Puts the raw bits of words of `W` bytes with differences of these magnitudes: those below the leading ones and the bits that
+/// their tokens tell.
+///
+/// # Safety
+/// The CPU has what [`available`] asks for.
+#[target_feature(
+    enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,popcnt,bmi1"
+)]
+pub(crate) unsafe fn put_raw<const W: usize>(sizes: &[u32], raw: &mut BitWriter<'_>) {
+    let (_, sub) = crate::token::shape(W);
+    let zero = _mm512_setzero_si512();
+    let most = _mm512_set1_epi32(31 - sub.cast_signed());
+    let word = _mm512_set1_epi64(0xffff_ffff);
+    for part in sizes.chunks(16) {
+        let all = u16::MAX >> (16 - part.len());
+        // SAFETY: no more is read than there is.
+        let size = unsafe { _mm512_maskz_loadu_epi32(all, part.as_ptr().cast()) };
+        let count = _mm512_sub_epi32(most, _mm512_lzcnt_epi32(size));
+        let count = _mm512_max_epi32(count, zero);
+        let above = _mm512_sllv_epi32(_mm512_set1_epi32(-1), count);
+        let low = _mm512_andnot_si512(above, size);
+        // Two words side by side; of two bytes each, four.
+        let first = _mm512_and_si512(count, word);
+        let bits = _mm512_or_si512(
+            _mm512_and_si512(low, word),
+            _mm512_sllv_epi64(_mm512_srli_epi64::<32>(low), first),
+        );
+        let count = _mm512_add_epi64(first, _mm512_srli_epi64::<32>(count));
+        let (mut held, mut counts) = ([0u64; 8], [0u64; 8]);
+        let step = if W == 2 { 2 } else { 1 };
+        let (bits, count) = if W == 2 {
+            let after = _mm512_unpackhi_epi64(bits, zero);
+            (
+                _mm512_or_si512(bits, _mm512_sllv_epi64(after, count)),
+                _mm512_add_epi64(count, _mm512_unpackhi_epi64(count, zero)),
+            )
+        } else {
+            (bits, count)
+        };
+        // SAFETY: sixty-four bytes each.
+        unsafe {
+            _mm512_storeu_si512(held.as_mut_ptr().cast(), bits);
+            _mm512_storeu_si512(counts.as_mut_ptr().cast(), count);
+        }
+        for (bits, count) in held.iter().zip(&counts).step_by(step) {
+            raw.put(*bits, u32::try_from(*count).unwrap_or(0));
+        }
+    }
 }
 
 /// The tables of words of two bytes whose exponent's low byte is all of it; returns how many are done, in groups.
@@ -721,5 +859,52 @@ pub(crate) unsafe fn measure<const W: usize>(
     mantissa: u32,
     float: bool,
 ) -> (usize, f32) {
-    passes::measure_plainly::<W>(target, prediction, exponent, mantissa, float)
+    if W != 2 {
+        return passes::measure_plainly::<W>(target, prediction, exponent, mantissa, float);
+    }
+    let (shift, mask) = exponent.parts();
+    let shift = _mm_cvtsi32_si128(shift.cast_signed());
+    let short = |x: u32| _mm512_set1_epi16(u16::try_from(x).unwrap_or(u16::MAX).cast_signed());
+    let mask = short(u32::try_from(mask).unwrap_or(0));
+    let most = short(passes::most(mantissa, float));
+    let (least, largest) = (short(1), short(passes::LARGEST));
+    let sign = _mm512_set1_epi16(if float { i16::MAX } else { 0 });
+    let below = |x| _mm512_xor_si512(x, _mm512_and_si512(_mm512_srai_epi16::<15>(x), sign));
+    let groups = target.len().min(prediction.len()) / (2 * GROUP);
+    let mut sums = _mm512_setzero_ps();
+    let mut changed = 0;
+    for group in 0..groups {
+        // SAFETY: the group's words are inside both slices.
+        let (t, p) = unsafe {
+            let at = 2 * GROUP * group;
+            let (t, p) = (target.as_ptr().add(at), prediction.as_ptr().add(at));
+            _mm_prefetch::<_MM_HINT_T0>(t.wrapping_add(SOON).cast());
+            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(SOON).cast());
+            (_mm512_loadu_si512(t.cast()), _mm512_loadu_si512(p.cast()))
+        };
+        changed += _mm512_cmpneq_epi16_mask(t, p).count_ones() as usize;
+        let size = _mm512_abs_epi16(_mm512_sub_epi16(below(t), below(p)));
+        let size = _mm512_min_epu16(size, most);
+        let e = _mm512_and_si512(_mm512_srl_epi16(p, shift), mask);
+        let e = _mm512_slli_epi16::<7>(_mm512_min_epu16(_mm512_max_epu16(e, least), largest));
+        let halves = [
+            (_mm512_castsi512_si256(size), _mm512_castsi512_si256(e)),
+            (
+                _mm512_extracti64x4_epi64::<1>(size),
+                _mm512_extracti64x4_epi64::<1>(e),
+            ),
+        ];
+        for (size, e) in halves {
+            let size = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(size));
+            let e = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(e));
+            sums = _mm512_add_ps(sums, _mm512_mul_ps(size, _mm512_castsi512_ps(e)));
+        }
+    }
+    let mut all = [0f32; passes::SUMS];
+    // SAFETY: sixteen sums.
+    unsafe { _mm512_storeu_ps(all.as_mut_ptr(), sums) };
+    let rest = groups * 2 * GROUP;
+    let (target, prediction) = (&target[rest..], &prediction[rest..]);
+    let (more, sum) = passes::measure_from::<W>(target, prediction, exponent, mantissa, float, all);
+    (changed + more, sum)
 }

@@ -36,6 +36,7 @@ impl Exponent {
         clippy::cast_possible_truncation,
         reason = "fields have at most eleven bits"
     )]
+    #[inline(always)]
     pub(crate) fn fields<const W: usize>(self, words: &[u8], fields: &mut Vec<u16>) {
         fields.clear();
         let words = words.as_chunks::<W>().0.iter();

@@ -17,6 +17,7 @@ use crate::{
     int8::{Coded, Int8},
     lowrank::{CLASSES, LowRank, Update},
     predictor::{Adjust, Prediction, Predictor},
+    rc::Learner,
     rows::{self, Counter, Glance, Row},
     scales::{self, Model, UNCHANGED},
     shift::Shift,
@@ -159,10 +160,10 @@ impl<'a> Analysis<'a> {
         let exponent = Exponent::of(self.target.dtype);
         let (float, mantissa) = self.numbers();
         match g.width {
-            1 => row.fill::<1>(target, p, classes, exponent, mantissa, float, counter),
-            2 => row.fill::<2>(target, p, classes, exponent, mantissa, float, counter),
-            4 => row.fill::<4>(target, p, classes, exponent, mantissa, float, counter),
-            _ => row.fill::<8>(target, p, classes, exponent, mantissa, float, counter),
+            1 => row.fill::<1>((target, p), classes, exponent, mantissa, float, counter),
+            2 => row.fill::<2>((target, p), classes, exponent, mantissa, float, counter),
+            4 => row.fill::<4>((target, p), classes, exponent, mantissa, float, counter),
+            _ => row.fill::<8>((target, p), classes, exponent, mantissa, float, counter),
         };
         Ok(())
     }
@@ -226,7 +227,6 @@ impl<'a> Analysis<'a> {
                 let mut counter = Counter::new(effort);
                 let mut row = Row::default();
                 let mut model = Model::new();
-                let mut coder = crate::rc::Encoder::new();
                 let mut histogram = counted.then(|| Histogram::new(self.layers()));
                 let mut scales = Vec::with_capacity(group.min(rows));
                 let mut changed = 0;
@@ -243,7 +243,7 @@ impl<'a> Analysis<'a> {
                     self.fill(number, &mut row, &mut counter)?;
                     changed += row.changed;
                     let scale = row.choose(lengths, &model);
-                    let _infallible = model.code(&mut coder, scale);
+                    let _infallible = model.code(&mut Learner, scale);
                     if let Some(histogram) = &mut histogram {
                         row.count(scale, 1, histogram);
                     }
@@ -676,7 +676,10 @@ impl<'a> TensorEncoder<'a> {
         }
         let coded = out.len() - start;
         let mut method = Method::Delta;
-        if coded == 0 || coded > target.len() / 2 {
+        // A hundredth is left to what the estimate may be off by.
+        let worse =
+            || standalone::estimate(a.target.dtype, target).is_some_and(|n| coded <= n - n / 100);
+        if coded == 0 || coded > target.len() / 2 && !worse() {
             let mut alone = std::mem::take(&mut scratch.strip);
             let kind = standalone::encode(a.target.dtype, target, scratch, &mut alone);
             if coded == 0 || alone.len() + 1 < coded {

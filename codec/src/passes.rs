@@ -4,7 +4,7 @@
 use std::sync::LazyLock;
 
 use crate::{
-    bits::BitReader,
+    bits::{BitReader, BitWriter},
     context::{EXPONENTS, Exponent, Window},
     lowrank::{BELOW, CLASSES, Class},
     strip::moved,
@@ -70,9 +70,9 @@ impl Spread {
 /// What exponents are taken less by in sums of updates.
 pub(crate) const BIAS: i16 = 127;
 /// Exponents beyond this count as this, so that sums stay finite.
-const LARGEST: u32 = 200;
+pub(crate) const LARGEST: u32 = 200;
 /// Sums that are kept side by side.
-const SUMS: usize = 16;
+pub(crate) const SUMS: usize = 16;
 
 /// Changed words, and the sum of their differences' magnitudes times 2^(exponent - [`BIAS`]), for words of two and four bytes. An
 /// update larger than the weight itself says little in units of its last place, so magnitudes are at most 2^`mantissa`.
@@ -110,14 +110,32 @@ pub(crate) fn measure_plainly<const W: usize>(
     mantissa: u32,
     float: bool,
 ) -> (usize, f32) {
-    let (shift, mask) = exponent.parts();
-    let mask = u32::try_from(mask).unwrap_or(0);
-    let most = if float {
-        1u32 << mantissa.min(24)
+    let sums = [0.0; SUMS];
+    measure_from::<W>(target, prediction, exponent, mantissa, float, sums)
+}
+
+/// Magnitudes count as this at most.
+pub(crate) fn most(mantissa: u32, float: bool) -> u32 {
+    if float {
+        1 << mantissa.min(24)
     } else {
         1 << 24
-    };
-    let mut sums = [0f32; SUMS];
+    }
+}
+
+/// [`measure_plainly`], to sums that there are.
+#[inline(always)]
+pub(crate) fn measure_from<const W: usize>(
+    target: &[u8],
+    prediction: &[u8],
+    exponent: Exponent,
+    mantissa: u32,
+    float: bool,
+    mut sums: [f32; SUMS],
+) -> (usize, f32) {
+    let (shift, mask) = exponent.parts();
+    let mask = u32::try_from(mask).unwrap_or(0);
+    let most = most(mantissa, float);
     let mut counts = [0u32; SUMS];
     let ends = 8 * u32::try_from(4usize.saturating_sub(W)).unwrap_or(0);
     // Of the word's own bits only: a step from -0 to 0 is one.
@@ -319,6 +337,24 @@ pub(crate) fn tokens_and_sizes<const W: usize>(
         return true;
     }
     false
+}
+
+/// Puts the raw bits of coded words with these magnitudes, those that are not 0.
+pub(crate) fn put_raw<const W: usize>(sizes: &[u32], raw: &mut BitWriter<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    if (W == 2 || W == 4) && crate::avx512::available() {
+        // SAFETY: the CPU has AVX-512.
+        return unsafe { crate::avx512::put_raw::<W>(sizes, raw) };
+    }
+    put_raw_portably::<W>(sizes, raw);
+}
+
+fn put_raw_portably<const W: usize>(sizes: &[u32], raw: &mut BitWriter<'_>) {
+    let (_, sub) = const { token::shape(W) };
+    for size in sizes {
+        let n = size.checked_ilog2().map_or(0, |e| e - sub);
+        raw.put(u64::from(*size), n);
+    }
 }
 
 /// As [`tokens`], from the first group that `changed` does not have.
@@ -537,6 +573,13 @@ mod tests {
                     expected.push(d.unsigned_abs());
                 }
             }
+            let (mut bits, mut bits2) = (Vec::new(), Vec::new());
+            let (mut raw, mut raw2) = (BitWriter::new(&mut bits), BitWriter::new(&mut bits2));
+            put_raw::<W>(&sizes, &mut raw);
+            put_raw_portably::<W>(&sizes, &mut raw2);
+            raw.finish();
+            raw2.finish();
+            assert_eq!(bits, bits2);
             let sizes: Vec<u64> = sizes.iter().map(|s| u64::from(*s)).collect();
             assert_eq!(sizes, expected);
         }

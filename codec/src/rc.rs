@@ -156,6 +156,17 @@ impl Coder for Encoder {
     }
 }
 
+/// Writes nothing: models learn as they do where the bits are written.
+pub(crate) struct Learner;
+
+impl Coder for Learner {
+    #[inline]
+    fn bit(&mut self, model: &mut Bit, bit: bool) -> Result<bool, CodecError> {
+        model.learn(bit);
+        Ok(bit)
+    }
+}
+
 /// Reads.
 pub(crate) struct Decoder<'a> {
     code: u32,

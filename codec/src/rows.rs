@@ -5,6 +5,7 @@ use crate::{
     context::Exponent,
     lowrank::{BELOW, CLASSES, Class},
     passes::{self, GROUP, Spread},
+    rc::Learner,
     scales::{self, Model, UNCHANGED},
     strip::mirrored,
     token::token,
@@ -30,7 +31,9 @@ pub(crate) struct Row {
     changes: Vec<u8>,
     /// Exponents of the changed words, each with where its run of tokens ends.
     runs: Vec<(u16, usize)>,
-    /// Changed words for each in `changes`.
+    /// Exponents and tokens of the changed words, in no order, in place of the former where the scale is not searched.
+    pairs: Vec<(u16, u8)>,
+    /// Changed words for each in `changes` or `pairs`.
     weight: u32,
     /// Words of a row in which changes are not rare, whose mean says enough; 0 where the scale is to be searched.
     dense: usize,
@@ -80,14 +83,47 @@ impl Counter {
 
 impl Row {
     /// Measures a row; `classes` are those of a low-rank prediction, else empty. Returns false where nothing changed.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a row and all that is known of it"
-    )]
     pub(crate) fn fill<const W: usize>(
         &mut self,
-        target: &[u8],
-        prediction: &[u8],
+        pair: (&[u8], &[u8]),
+        classes: &[Class],
+        exponent: Exponent,
+        mantissa: u32,
+        float: bool,
+        counter: &mut Counter,
+    ) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if crate::avx2::available() {
+            // SAFETY: the CPU has AVX2, POPCNT and BMI1.
+            return unsafe {
+                self.fill_fast::<W>(pair, classes, exponent, mantissa, float, counter)
+            };
+        }
+        self.fill_plainly::<W>(pair, classes, exponent, mantissa, float, counter)
+    }
+
+    /// [`Self::fill_plainly`] with this CPU's instructions.
+    ///
+    /// # Safety
+    /// The CPU has AVX2, POPCNT and BMI1.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,popcnt,bmi1")]
+    unsafe fn fill_fast<const W: usize>(
+        &mut self,
+        pair: (&[u8], &[u8]),
+        classes: &[Class],
+        exponent: Exponent,
+        mantissa: u32,
+        float: bool,
+        counter: &mut Counter,
+    ) -> bool {
+        self.fill_plainly::<W>(pair, classes, exponent, mantissa, float, counter)
+    }
+
+    #[inline(always)]
+    fn fill_plainly<const W: usize>(
+        &mut self,
+        (target, prediction): (&[u8], &[u8]),
         classes: &[Class],
         exponent: Exponent,
         mantissa: u32,
@@ -102,6 +138,7 @@ impl Row {
         self.same.clear();
         self.changes.clear();
         self.runs.clear();
+        self.pairs.clear();
         self.weight = 1;
         self.dense = 0;
         self.changed = 0;
@@ -231,7 +268,12 @@ impl Row {
         self.mean = mean.saturating_add(512 * 4);
         let step = all.len().div_ceil(CHANGES).max(1);
         self.weight = rounded(step as f64 * weight).max(1);
-        self.sort(all.iter().step_by(step).copied(), starts);
+        let some = all.iter().step_by(step).copied();
+        if self.dense > 0 {
+            self.pairs.extend(some);
+        } else {
+            self.sort(some, starts);
+        }
         true
     }
 
@@ -359,6 +401,10 @@ impl Row {
             let (class, e) = self.split(*key);
             histogram.add(class, scale, e, 0, n.saturating_mul(times));
         }
+        for (key, token) in &self.pairs {
+            let (class, e) = self.split(*key);
+            histogram.add(class, scale, e, *token, self.weight.saturating_mul(times));
+        }
         for ((class, e), run) in self.runs() {
             for token in run {
                 histogram.add(class, scale, e, *token, self.weight.saturating_mul(times));
@@ -439,10 +485,13 @@ pub(crate) fn settle(glances: &[Glance], scales: &mut Vec<i16>) {
         .map(|g| g.mean)
         .filter(|m| *m > 0.0)
         .collect();
-    means.sort_unstable_by(f64::total_cmp);
-    let mut prior = means.get(means.len() / 2).copied().unwrap_or(0.0);
+    let middle = means.len() / 2;
+    let mut prior = if means.is_empty() {
+        0.0
+    } else {
+        *means.select_nth_unstable_by(middle, f64::total_cmp).1
+    };
     let mut model = Model::new();
-    let mut coder = crate::rc::Encoder::new();
     for glance in glances {
         let scale = if glance.changed == 0 {
             UNCHANGED
@@ -456,7 +505,7 @@ pub(crate) fn settle(glances: &[Glance], scales: &mut Vec<i16>) {
         } else {
             settled(scale_of(glance.mean), glance.words, &model)
         };
-        let _infallible = model.code(&mut coder, scale);
+        let _infallible = model.code(&mut Learner, scale);
         scales.push(scale);
     }
 }

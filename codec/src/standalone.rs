@@ -52,6 +52,41 @@ pub(crate) fn encode(
     Method::StandAlone
 }
 
+/// Words to each whose exponent is looked at to tell what [`encode`] would come to; no divisor of a usual row's length.
+const STRIDE: usize = 7;
+/// Words below which nobody needs to be told.
+const FEW: usize = 1 << 14;
+
+/// About how many bytes [`encode`] makes of floats whose exponents say enough; `None` where that is to be tried.
+pub(crate) fn estimate(dtype: Option<DType>, target: &[u8]) -> Option<usize> {
+    let (width, FloatLayout { exponent, mantissa }) = split(dtype)?;
+    let words = target.len() / width;
+    if words < FEW {
+        return None;
+    }
+    let mut counts = [0u32; TOKENS];
+    for i in (0..words).step_by(STRIDE) {
+        let word = match width {
+            1 => load::<1>(target, i),
+            2 => load::<2>(target, i),
+            _ => load::<4>(target, i),
+        };
+        counts[usize::from((word >> mantissa).to_le_bytes()[0]) & ((1 << exponent) - 1)] += 1;
+    }
+    let bits = train::entropy(&counts) * STRIDE as f64 + f64::from(mantissa + 1) * words as f64;
+    let bytes = bytes_of(bits);
+    (bytes * 8 < target.len() * 7).then_some(bytes)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "of a block at most"
+)]
+fn bytes_of(bits: f64) -> usize {
+    (bits / 8.0) as usize
+}
+
 /// Floats whose exponents are bytes at most.
 fn split(dtype: Option<DType>) -> Option<(usize, FloatLayout)> {
     let dtype = dtype?;

@@ -241,8 +241,12 @@ pub(crate) fn encode_plainly<const W: usize>(
     if !whole {
         passes::tokens::<W>(target, prediction, plan.float, dense, changed, wide);
     }
-    tokens.clear();
-    passes::select(dense, masks, tokens);
+    if tables.len() == count {
+        std::mem::swap(tokens, dense);
+    } else {
+        tokens.clear();
+        passes::select(dense, masks, tokens);
+    }
     let difference_at = |i: usize| {
         let (t, p) = (load::<W>(target, i), load::<W>(prediction, i));
         difference::<W>(order::<W>(t, plan.float), order::<W>(p, plan.float))
@@ -313,11 +317,7 @@ pub(crate) fn encode_plainly<const W: usize>(
         }
     }
     if whole {
-        let (_, sub) = const { token::shape(W) };
-        for size in &*sizes {
-            let n = size.checked_ilog2().map_or(0, |e| e - sub);
-            raw.put(u64::from(*size), n);
-        }
+        passes::put_raw::<W>(sizes, &mut raw);
     }
     raw.finish();
     if !bytes.is_empty() {

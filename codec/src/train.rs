@@ -130,7 +130,7 @@ fn total(counts: &[u32; TOKENS]) -> f64 {
     counts.iter().map(|c| u64::from(*c)).sum::<u64>() as f64
 }
 
-fn entropy(counts: &[u32; TOKENS]) -> f64 {
+pub(crate) fn entropy(counts: &[u32; TOKENS]) -> f64 {
     let total = total(counts);
     if total == 0.0 {
         return 0.0;

@@ -6,6 +6,7 @@ use crate::{
     CodecError, Effort, EncodeOptions, SharedTables, TensorView,
     encoder::Analysis,
     lowrank::{self, LowRank},
+    rc::Learner,
     rows::Row,
     scales::{self, Model, UNCHANGED},
     tables::TableSet,
@@ -76,12 +77,11 @@ fn count(samples: &[Sample], lengths: Option<&Lengths>) -> Histogram {
     let mut histogram = Histogram::new(layers);
     for sample in samples {
         let mut model = Model::new();
-        let mut coder = crate::rc::Encoder::new();
         for row in &sample.rows {
             let scale = lengths.map_or(row.mean, |l| row.choose(l, &model));
             if scale != UNCHANGED {
                 // The cost of a scale is that of its distance to the one before, as it will be.
-                let _infallible = model.code(&mut coder, scale);
+                let _infallible = model.code(&mut Learner, scale);
                 row.count(scale, sample.weight, &mut histogram);
             }
         }

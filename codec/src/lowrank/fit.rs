@@ -275,7 +275,8 @@ pub(crate) fn promising(analyses: &[Analysis<'_>]) -> Result<bool, CodecError> {
         } else if !glance.swallowed {
             far.push(gap);
         }
-        if near + far.len() >= GLANCES {
+        // No more than it takes to know which are more.
+        if near + far.len() >= GLANCES || 2 * near >= GLANCES || 2 * far.len() > GLANCES {
             break;
         }
     }
