@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sparse_delta::{
-    CarriedEntry, DeltaError, DeltaManifest, DeltaType, FileReport, MergeRule, Reconstruct,
-    StagedApproximation, StagedModel, SvdDeltaManifest, SvdReconstruct,
+    DeltaError, DeltaManifest, DeltaType, FileReport, MergeRule, Reconstruct, StagedApproximation,
+    StagedModel, SvdDeltaManifest, SvdReconstruct,
 };
 use sparse_store::Model;
 
@@ -86,17 +86,14 @@ impl Artifact {
                 m.files.iter().for_each(|f| file(&f.path, &f.sha256));
                 m.carried.iter().for_each(|f| file(&f.path, &f.sha256));
             }
-            Self::Approximation(m) => {
-                m.payloads.iter().for_each(|p| file(&p.file, &p.blake3));
-                m.carried.iter().for_each(|f| file(&f.path, &f.sha256));
-            }
+            // Its files' hashes are not known before they are rebuilt: the manifest as a whole stands for them.
+            Self::Approximation(m) => file("manifest", &m.seal),
         }
         hasher.finalize().to_hex().to_string()
     }
 
     /// The most bytes that the model may have. Of a merged one the base says it, which is opened for that.
     pub(crate) async fn room(&self, base: &str, cache: &DeltaCache) -> Result<u64, CacheError> {
-        let carried = |files: &[CarriedEntry]| files.iter().map(|file| file.size).sum::<u64>();
         Ok(match self {
             Self::Model(manifest) => manifest.original_bytes,
             Self::Adapter(manifest) => {
@@ -104,17 +101,12 @@ impl Artifact {
                 let files = base.files().iter().map(|file| file.size);
                 let others = base.carried().iter().map(|file| file.size);
                 // Modules saved whole may be larger than those of the base, and a cast one twice as large.
-                files
-                    .chain(others)
-                    .sum::<u64>()
-                    .saturating_add(manifest.original_bytes.saturating_mul(2))
+                sum(files.chain(others)).saturating_add(manifest.original_bytes.saturating_mul(2))
             }
-            Self::Approximation(manifest) => manifest
-                .files
-                .iter()
-                .map(|file| file.size)
-                .sum::<u64>()
-                .saturating_add(carried(&manifest.carried)),
+            Self::Approximation(manifest) => {
+                let files = manifest.files.iter().map(|file| file.size);
+                sum(files.chain(manifest.carried.iter().map(|file| file.size)))
+            }
         })
     }
 
@@ -151,6 +143,11 @@ impl Artifact {
         }
         Ok(Rebuilt::Exact(reconstruct.stage().await?))
     }
+}
+
+/// A sum of sizes that a manifest may have made up.
+fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// A model that is complete, and not yet visible.

@@ -145,33 +145,11 @@ impl Compress {
         self
     }
 
-    /// How many threads work. Default: as many as there are cores.
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = (threads > 0).then_some(threads);
-        self
-    }
+    sparse_delta::operation_setters!();
 
     /// How many bytes of memory may be used, about; what is larger goes to temporary files. Default: 1 GiB.
     pub fn memory(mut self, bytes: u64) -> Self {
         self.memory = bytes.max(MIN_MEMORY);
-        self
-    }
-
-    /// How references are opened: caches, credentials.
-    pub fn open_options(mut self, options: OpenOptions) -> Self {
-        self.open = options;
-        self
-    }
-
-    /// Told what is being done and how far it is.
-    pub fn progress(mut self, progress: Progress) -> Self {
-        self.progress = Some(progress);
-        self
-    }
-
-    /// Stops the operation from outside.
-    pub fn cancel(mut self, cancel: CancelToken) -> Self {
-        self.cancel = cancel;
         self
     }
 

@@ -10,7 +10,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::ipc::writer::FileWriter;
 use memmap2::UncheckedAdvice;
 use rayon::prelude::*;
-use sparse_delta::support::Residency;
+use sparse_delta::support::{Residency, relieve};
 
 use crate::DatasetError;
 use crate::canonical::{canonical, cast_loosely, cast_to, describe, has_cast};
@@ -299,16 +299,28 @@ impl Column {
         self.arrays.iter().map(|array| array.len()).sum()
     }
 
+    /// The cells that have a row, and where. Who reads on lets go of what was read, now and then.
+    fn at(&self, row: usize) -> (&Cells, usize) {
+        let (batch, at) = (row / BATCH, row % BATCH);
+        if at == 0 {
+            relieve();
+        }
+        (&self.batches[batch], at)
+    }
+
     pub(crate) fn write(&self, row: usize, out: &mut Vec<u8>) {
-        self.batches[row / BATCH].write(row % BATCH, out);
+        let (cells, at) = self.at(row);
+        cells.write(at, out);
     }
 
     pub(crate) fn text(&self, row: usize) -> Option<&[u8]> {
-        self.batches[row / BATCH].text(row % BATCH)
+        let (cells, at) = self.at(row);
+        cells.text(at)
     }
 
     pub(crate) fn plain(&self, row: usize) -> Option<&[u8]> {
-        self.batches[row / BATCH].plain(row % BATCH)
+        let (cells, at) = self.at(row);
+        cells.plain(at)
     }
 
     /// The array that has a row, and where.
@@ -322,7 +334,8 @@ impl Column {
         hasher: &ahash::RandomState,
         scratch: &mut Vec<u8>,
     ) -> u64 {
-        self.batches[row / BATCH].hash(row % BATCH, hasher, scratch)
+        let (cells, at) = self.at(row);
+        cells.hash(at, hasher, scratch)
     }
 }
 
@@ -331,6 +344,7 @@ pub(crate) fn gather(
     columns: &[&Column],
     picks: impl Iterator<Item = (usize, usize)>,
 ) -> Result<ArrayRef, DatasetError> {
+    relieve();
     let mut starts = Vec::new();
     let mut all: Vec<&dyn Array> = Vec::new();
     for column in columns {

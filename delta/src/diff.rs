@@ -76,33 +76,11 @@ impl Diff {
         }
     }
 
-    /// How many threads compare. Default: as many as there are cores.
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = (threads > 0).then_some(threads);
-        self
-    }
+    crate::operation_setters!();
 
     /// Where statistics are computed: the same ones to the last bit.
     pub fn device(mut self, device: Choice) -> Self {
         self.device = device;
-        self
-    }
-
-    /// How models are opened: caches, credentials.
-    pub fn open_options(mut self, options: OpenOptions) -> Self {
-        self.open = options;
-        self
-    }
-
-    /// Told what is being done and how far it is.
-    pub fn progress(mut self, progress: Progress) -> Self {
-        self.progress = Some(progress);
-        self
-    }
-
-    /// Stops the operation from outside.
-    pub fn cancel(mut self, cancel: CancelToken) -> Self {
-        self.cancel = cancel;
         self
     }
 

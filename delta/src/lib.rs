@@ -24,6 +24,7 @@ mod manifest;
 mod merge;
 mod mode;
 mod modules;
+mod options;
 mod paths;
 mod payload;
 mod pipeline;
@@ -75,7 +76,7 @@ pub mod support {
         Occupant, Output, artifact_dir, occupant, rebuilt_in, refuse_inputs, store_in,
     };
     pub use crate::pipeline::{guarded, pool};
-    pub use crate::residency::Residency;
+    pub use crate::residency::{Residency, relieve};
 
     /// Manifests as they are stored: JSON that counts its own bytes and is sealed against damage.
     pub mod seal {

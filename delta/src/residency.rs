@@ -27,7 +27,7 @@ static WATCHES: AtomicUsize = AtomicUsize::new(0);
 static OTHERS: AtomicU64 = AtomicU64::new(0);
 
 /// Releases the pages of what is watched, where they are too many. Called by who reads, between two pieces.
-pub(crate) fn relieve() {
+pub fn relieve() {
     if WATCHES.load(Ordering::Relaxed) == 0 || !is_above(LIMIT) {
         return;
     }

@@ -98,29 +98,7 @@ impl Unmerge {
         self
     }
 
-    /// How many threads work. Default: as many as there are cores.
-    pub fn threads(mut self, threads: usize) -> Self {
-        self.threads = (threads > 0).then_some(threads);
-        self
-    }
-
-    /// How models are opened: caches, credentials.
-    pub fn open_options(mut self, options: OpenOptions) -> Self {
-        self.open = options;
-        self
-    }
-
-    /// Told what is being done and how far it is.
-    pub fn progress(mut self, progress: Progress) -> Self {
-        self.progress = Some(progress);
-        self
-    }
-
-    /// Stops the operation from outside.
-    pub fn cancel(mut self, cancel: CancelToken) -> Self {
-        self.cancel = cancel;
-        self
-    }
+    crate::operation_setters!();
 
     /// Finds the adapter and writes it under a temporary name; nothing is visible until it is committed.
     ///
