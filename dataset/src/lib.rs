@@ -36,7 +36,7 @@ pub use error::DatasetError;
 pub use estimate::{DatasetDeltaStats, Estimate, EstimateOutcome};
 pub use info::{DatasetInfo, Info, is_dataset_delta};
 pub use input::{Dataset, Format, Rows};
-pub use manifest::{BaseSplit, DatasetManifest, Restores, SizeStats, SplitEntry};
+pub use manifest::{BaseSplit, DatasetManifest, Restores, RowCounts, SizeStats, SplitEntry};
 pub use reconstruct::{Reconstruct, ReconstructOutcome, StagedDataset};
 pub use table::Batches;
 pub use verify::Verify;

@@ -95,9 +95,31 @@ pub enum Restores {
 }
 
 impl Restores {
+    /// "rows" or "bytes".
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Rows => "rows",
+            Self::Bytes(_) => "bytes",
+        }
+    }
+
     fn is_rows(&self) -> bool {
         *self == Self::Rows
     }
+}
+
+/// Rows of all splits, by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowCounts {
+    /// Rows of the base that the derivative has as they are.
+    pub shared: u64,
+    /// Those that it has with other values.
+    pub edited: u64,
+    /// Rows of its own.
+    pub new: u64,
+    /// Rows of the base that it has not.
+    pub removed: u64,
 }
 
 /// One split of the derivative.
@@ -169,6 +191,22 @@ impl Sealed for DatasetManifest {
 }
 
 impl DatasetManifest {
+    /// The rows of all splits together.
+    #[must_use]
+    pub fn row_counts(&self) -> RowCounts {
+        let sum = |of: fn(&SplitEntry) -> u64| {
+            self.splits
+                .iter()
+                .fold(0, |sum: u64, split| sum.saturating_add(of(split)))
+        };
+        RowCounts {
+            shared: sum(|split| split.shared),
+            edited: sum(|split| split.edited),
+            new: sum(|split| split.new),
+            removed: sum(|split| split.removed),
+        }
+    }
+
     /// The manifest of an artifact of these splits; `sides` are base and derivative.
     pub(crate) fn new(
         sides: (&Dataset, &Dataset),

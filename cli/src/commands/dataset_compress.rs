@@ -36,12 +36,12 @@ pub(super) async fn run(args: &DatasetCompress, context: &Context) -> Result<u8,
         sizes.derivative_size_bytes,
         sizes.delta_size_bytes,
     );
-    let sum = |of: fn(&SplitEntry) -> u64| outcome.manifest.splits.iter().map(of).sum();
+    let rows = outcome.manifest.row_counts();
     context.measure_rows(&[
-        ("shared", sum(|split| split.shared)),
-        ("edited", sum(|split| split.edited)),
-        ("new", sum(|split| split.new)),
-        ("removed", sum(|split| split.removed)),
+        ("shared", rows.shared),
+        ("edited", rows.edited),
+        ("new", rows.new),
+        ("removed", rows.removed),
     ]);
     if context.global.json {
         print_json(&json!({

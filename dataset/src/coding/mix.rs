@@ -189,7 +189,7 @@ impl<const K: usize, const E: usize> Mix<K, E> {
             .collect();
         Self {
             stretch: &STRETCH,
-            lines: vec![Lines([[0; 16]; 2]); 1 << log_lines.clamp(1, 24).saturating_sub(1)],
+            lines: vec![Lines([[0; 16]; 2]); 1 << (log_lines.clamp(1, 24) - 1)],
             by_state: Box::new([starts; K]),
             by_trust: Box::new([[Bit::starting_at(49152); TRUSTS]; E]),
             order0: [Bit::default(); 256],
@@ -204,8 +204,8 @@ impl<const K: usize, const E: usize> Mix<K, E> {
         }
     }
 
-    /// Where a context's line is looked for first, and what it is told by. The memory there is asked for at once: the lines of
-    /// all contexts are far apart, and waiting for one after another takes most of the time there is.
+    /// Where a context's line is looked for first, and what it is told by. The memory there is asked for, since the lines of the
+    /// contexts are far apart and none is looked at before all are asked for.
     #[inline(always)]
     fn place(&self, hash: u64) -> (usize, u8) {
         let mask = 2 * self.lines.len() - 1;

@@ -74,6 +74,11 @@ static SPEC: Spec = Spec {
             "Rows of the base that are not used.",
         ),
         Column::new(
+            "restores",
+            Type::Text,
+            "What comes back of the split's file: bytes, or rows in a file written anew.",
+        ),
+        Column::new(
             "base_size_bytes",
             Type::Count,
             "Bytes of the base, of all splits together (of a table: in memory).",
@@ -191,12 +196,12 @@ impl Staged for Pair {
 
 /// Rows of all splits by what became of them; a pipeline's metrics sum them.
 fn row_classes(outcome: &CompressOutcome) -> Vec<(&'static str, u64)> {
-    let sum = |of: fn(&SplitEntry) -> u64| outcome.manifest.splits.iter().map(of).sum();
+    let rows = outcome.manifest.row_counts();
     vec![
-        ("shared_rows", sum(|split| split.shared)),
-        ("edited_rows", sum(|split| split.edited)),
-        ("new_rows", sum(|split| split.new)),
-        ("removed_rows", sum(|split| split.removed)),
+        ("shared_rows", rows.shared),
+        ("edited_rows", rows.edited),
+        ("new_rows", rows.new),
+        ("removed_rows", rows.removed),
     ]
 }
 
@@ -218,6 +223,7 @@ fn batch(inputs: &Inputs, outcome: &CompressOutcome) -> Result<RecordBatch> {
         count(|split| split.edited),
         count(|split| split.new),
         count(|split| split.removed),
+        columns::texts(splits.iter().map(|split| Some(split.restores.name()))),
         total(sizes.base_size_bytes),
         total(sizes.derivative_size_bytes),
         total(sizes.delta_size_bytes),
