@@ -57,7 +57,8 @@ After --, a command: it runs with the model's path in SPARSE_MODEL, and the mode
 pub(crate) struct GetOrReconstruct {
     /// The base model the delta was made against
     pub(crate) base: String,
-    /// The delta: a folder, an object-store URL, or a key in the delta store
+    /// The delta: a folder, an object-store URL, or a key in the delta store. An adapter comes merged into its base, an
+    /// approximation at its largest rank
     pub(crate) delta: String,
     /// Do not wait: queue a job and begin it in a process of its own
     #[arg(long, conflicts_with = "command")]
