@@ -120,13 +120,12 @@ impl<const N: usize> Mixer<N> {
             }
         }
         inputs[N] = BIAS;
-        let sum: i64 = inputs
+        let sum: i32 = inputs
             .iter()
             .zip(&self.weights)
-            .map(|(x, w)| i64::from(*x) * i64::from(*w))
+            .map(|(x, w)| x * (w >> 2) >> 8)
             .sum();
-        let sum = (sum >> 16).clamp(i64::from(-FAR), i64::from(FAR));
-        let chance = squash(i32::try_from(sum).unwrap_or(0)).clamp(1, ONE - 1);
+        let chance = squash(sum >> 6).clamp(1, ONE - 1);
         let bit = coder.chance((ONE - chance).cast_unsigned(), bit)?;
         let error = if bit { ONE - chance } else { -chance };
         for (x, w) in inputs.iter().zip(&mut self.weights) {
