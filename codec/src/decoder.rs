@@ -225,7 +225,7 @@ impl TensorDecoder {
                 }
             }
             Method::Learned => {
-                if words.end > self.geometry.common {
+                if words.end > self.geometry.common || self.int8.is_some() {
                     return Err(corrupt("a block lies past its base"));
                 }
                 let prediction = self.predictor.predict(base, words.clone())?.words;
