@@ -3,6 +3,8 @@
 
 mod mix;
 mod subspace;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
