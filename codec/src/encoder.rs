@@ -53,7 +53,7 @@ const SPARSE: f64 = 0.75;
 const DENSE: usize = 10;
 
 /// The share that must be saved for blocks to be coded word by word, which takes long to decode.
-const WORTH: usize = 32;
+const WORTH: usize = 64;
 
 /// A target, its base and how they fit together.
 pub(crate) struct Analysis<'a> {

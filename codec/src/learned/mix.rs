@@ -29,7 +29,7 @@ fn squash(x: i32) -> i32 {
     let x = (x + FAR).clamp(0, 2 * FAR - 1);
     let (at, part) = (usize::try_from(x >> 7).unwrap_or(0), x & 127);
     let (low, high) = (CURVE[at].cast_signed(), CURVE[at + 1].cast_signed());
-    low + ((high - low) * part >> 7)
+    low + (((high - low) * part) >> 7)
 }
 
 /// The inverse of [`squash`], by chances in 1/4096.
@@ -65,7 +65,7 @@ static RATES: LazyLock<[u32; MOST as usize + 1]> = LazyLock::new(|| {
 fn after(seen: Seen, bit: bool, rates: &[u32; MOST as usize + 1]) -> Seen {
     let (chance, count) = (seen >> 10, seen & COUNT);
     let rate = u64::from(rates[usize::try_from(count.min(MOST)).unwrap_or(0)]);
-    let step = |part: u32| u32::try_from(u64::from(part) * rate >> 16).unwrap_or(0);
+    let step = |part: u32| u32::try_from((u64::from(part) * rate) >> 16).unwrap_or(0);
     let chance = if bit {
         chance + step((1 << 22) - 1 - chance)
     } else {
@@ -123,13 +123,13 @@ impl<const N: usize> Mixer<N> {
         let sum: i32 = inputs
             .iter()
             .zip(&self.weights)
-            .map(|(x, w)| x * (w >> 2) >> 8)
+            .map(|(x, w)| (x * (w >> 2)) >> 8)
             .sum();
         let chance = squash(sum >> 6).clamp(1, ONE - 1);
         let bit = coder.chance((ONE - chance).cast_unsigned(), bit)?;
         let error = if bit { ONE - chance } else { -chance };
         for (x, w) in inputs.iter().zip(&mut self.weights) {
-            *w = (*w + (x * error + (1 << 15) >> 16)).clamp(-HEAVIEST, HEAVIEST);
+            *w = (*w + ((x * error + (1 << 15)) >> 16)).clamp(-HEAVIEST, HEAVIEST);
         }
         for (seen, context) in self.seen.iter_mut().zip(contexts) {
             let seen = &mut seen[context];

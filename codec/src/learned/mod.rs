@@ -110,9 +110,7 @@ pub(crate) fn encode<const W: usize>(
     let patched: Vec<patches::Patch> = (0u32..)
         .zip(&moves)
         .enumerate()
-        .filter(|(i, (_, d))| {
-            **d != 0 && plan.exponent.field(load::<W>(prediction, *i)) >= limit
-        })
+        .filter(|(i, (_, d))| **d != 0 && plan.exponent.field(load::<W>(prediction, *i)) >= limit)
         .map(|(_, (at, d))| (at, *d))
         .collect();
     out.push(u8::try_from(RANK).unwrap_or(0));
@@ -385,10 +383,7 @@ impl Model {
             .count();
         let size = size.min(3.0);
         let gain = self.subspace.gain(column);
-        let certain = class(
-            expected.abs() / gain.spread.sqrt() * 6.0 + 0.5,
-            CERTAIN - 1,
-        );
+        let certain = class(expected.abs() / gain.spread.sqrt() * 6.0 + 0.5, CERTAIN - 1);
         let loud = class(expected.abs() * size * 8.0 + 0.5, CERTAIN - 1);
         let spread = [3.0, 4.0, 6.0]
             .iter()

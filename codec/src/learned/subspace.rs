@@ -151,10 +151,8 @@ impl Subspace {
                 let column = usize::try_from(column).unwrap_or(0);
                 add(rank, &mut sums[column], &mixtures[row], change.value);
             }
-            for ((sums, column), doubt) in sums
-                .iter_mut()
-                .zip(&mut self.columns)
-                .zip(&mut self.doubts)
+            for ((sums, column), doubt) in
+                sums.iter_mut().zip(&mut self.columns).zip(&mut self.doubts)
             {
                 (*column, *doubt) = solution(rank, sums);
                 for entry in doubt.iter_mut().flatten() {
@@ -181,8 +179,8 @@ impl Gain {
         for k in 0..rank {
             state[k] += self.gain[k] * step;
             let share = self.gain[k] / self.spread;
-            for l in 0..rank {
-                doubt[k][l] -= share * self.gain[l];
+            for (entry, gain) in doubt[k][..rank].iter_mut().zip(&self.gain) {
+                *entry -= share * gain;
             }
         }
     }
@@ -190,8 +188,8 @@ impl Gain {
 
 fn diagonal(rank: usize, value: f64) -> Matrix {
     let mut matrix = [[0.0; MAX_RANK]; MAX_RANK];
-    for k in 0..rank {
-        matrix[k][k] = value;
+    for (k, row) in matrix.iter_mut().enumerate().take(rank) {
+        row[k] = value;
     }
     matrix
 }

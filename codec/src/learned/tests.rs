@@ -43,7 +43,7 @@ fn pair(
     let (mut base, mut target) = (Vec::new(), Vec::new());
     for i in 0..words {
         // Octaves below one, as weights are.
-        let word = top - random.next() % (top / 8) | (random.next() & 1) << (8 * width - 1);
+        let word = (top - random.next() % (top / 8)) | ((random.next() & 1) << (8 * width - 1));
         let mut moved = word;
         if random.next() % 256 < share {
             let step = 1 + random.next() % reach;
@@ -87,7 +87,10 @@ fn methods(dtype: DType, shape: &[u64], base: &[u8], target: &[u8]) -> Vec<Metho
             decoder
                 .decode_block(block, &bytes, Some(base.data), &mut out, &mut scratch)
                 .unwrap();
-            assert!(out == target.data[range], "block {block} does not come back");
+            assert!(
+                out == target.data[range],
+                "block {block} does not come back"
+            );
             info.method
         })
         .collect()
@@ -179,8 +182,18 @@ fn what_no_encoder_writes_is_refused() {
         assert!(error.contains(why), "{error}");
     };
     refused(&shape, &[], &[6, 9, 0, 0], "rank");
-    refused(&shape, &[], &[6, 6, 0xff, 0xff, 3, 0], "a size is out of range");
-    refused(&shape, &[], &[6, 6, 0, 0, 1, 1, 1, 1, 1], "bytes follow the last word");
+    refused(
+        &shape,
+        &[],
+        &[6, 6, 0xff, 0xff, 3, 0],
+        "a size is out of range",
+    );
+    refused(
+        &shape,
+        &[],
+        &[6, 6, 0, 0, 1, 1, 1, 1, 1],
+        "bytes follow the last word",
+    );
     refused(&shape, &[], &[6, 6, 0, 5, 1], "a size is out of range");
     refused(&shape, &[], &[6], "ends early");
     let noise = [0xff; 4096];
