@@ -52,9 +52,6 @@ const SPARSE_STRIP: u8 = 18;
 const SPARSE: f64 = 0.75;
 const DENSE: usize = 10;
 
-/// The share that must be saved for blocks to be coded word by word, which takes long to decode.
-const WORTH: usize = 64;
-
 /// A target, its base and how they fit together.
 pub(crate) struct Analysis<'a> {
     pub(crate) target: TensorView<'a>,
@@ -505,8 +502,7 @@ impl<'a> TensorEncoder<'a> {
             shift.put(&mut header);
         }
         let bytes: usize = learned.iter().map(|block| block.bytes.len()).sum();
-        let planned = planned + self.header.len();
-        if bytes + header.len() >= planned - planned / WORTH {
+        if bytes + header.len() >= planned + self.header.len() {
             return Ok(());
         }
         self.learned = learned;

@@ -486,7 +486,7 @@ class Mixer:
         return bit
 
 
-NOISE = 2.5
+NOISE, RANK = 2.5, 8
 
 
 def dot(a, b):
@@ -496,8 +496,8 @@ def dot(a, b):
     return total
 
 
-def diagonal(rank, value):
-    return [[value if k == l else 0.0 for l in range(rank)] for k in range(rank)]
+def diagonal(value):
+    return [[value if k == l else 0.0 for l in range(RANK)] for k in range(RANK)]
 
 
 def gain(doubt, by):
@@ -508,24 +508,24 @@ def gain(doubt, by):
 def correct(state, doubt, error, gained):
     out, spread = gained
     step = error / spread
-    for k in range(len(state)):
+    for k in range(RANK):
         state[k] += out[k] * step
         share = out[k] / spread
-        for l in range(len(state)):
+        for l in range(RANK):
             doubt[k][l] -= share * out[l]
 
 
-def solution(rank, equations):
-    matrix, right, inverse = diagonal(rank, NOISE), [0.0] * rank, diagonal(rank, 1.0)
+def solution(equations):
+    matrix, right, inverse = diagonal(NOISE), [0.0] * RANK, diagonal(1.0)
     for by, value in equations:
-        for k in range(rank):
-            for l in range(rank):
+        for k in range(RANK):
+            for l in range(RANK):
                 matrix[k][l] += by[k] * by[l]
             right[k] += by[k] * value
-    for k in range(rank):
+    for k in range(RANK):
         pivot = 1.0 / matrix[k][k]
         matrix[k], inverse[k] = [x * pivot for x in matrix[k]], [x * pivot for x in inverse[k]]
-        for n in range(rank):
+        for n in range(RANK):
             if n != k:
                 factor = matrix[n][k]
                 matrix[n] = [x - factor * y for x, y in zip(matrix[n], matrix[k])]
@@ -534,22 +534,22 @@ def solution(rank, equations):
 
 
 class Subspace:
-    def __init__(self, rank, columns):
-        self.rank, self.columns, state = rank, [], 1
+    def __init__(self, columns):
+        self.columns, state = [], 1
         for _ in range(columns):
             column = []
-            for _ in range(rank):
+            for _ in range(RANK):
                 state ^= state << 13 & (1 << 64) - 1
                 state ^= state >> 7
                 state ^= state << 17 & (1 << 64) - 1
                 column.append((state >> 40) / 16777216 - 0.5)
             self.columns.append(column)
-        self.doubts = [diagonal(rank, 1.0) for _ in range(columns)]
-        self.mean, self.changes, self.row, self.first, self.next = [0.0] * rank, [], 0, 0, 256
+        self.doubts = [diagonal(1.0) for _ in range(columns)]
+        self.mean, self.changes, self.row, self.first, self.next = [0.0] * RANK, [], 0, 0, columns
         self.begin()
 
     def begin(self):
-        self.mixture, self.doubt = self.mean[:], diagonal(self.rank, 1.0)
+        self.mixture, self.doubt = self.mean[:], diagonal(1.0)
 
     def learn(self, column, value, expected, gained):
         correct(self.mixture, self.doubt, value - expected, gained)
@@ -562,23 +562,23 @@ class Subspace:
         self.mean = [mean + 0.05 * (now - mean) for mean, now in zip(self.mean, self.mixture)]
         self.first, self.row = len(self.changes), self.row + 1
         if len(self.changes) >= self.next:
-            self.next = len(self.changes) + len(self.changes) // 4 + 256
+            self.next = len(self.changes) + len(self.changes) // 4 + len(self.columns)
             self.fit()
         self.begin()
 
     def fit(self):
-        mixtures = [[0.0] * self.rank for _ in range(self.row)]
+        mixtures = [[0.0] * RANK for _ in range(self.row)]
         for _ in range(2):
             for row in {row for row, _, _ in self.changes}:
                 equations = [(self.columns[column], value) for at, column, value in self.changes if at == row]
-                mixtures[row] = solution(self.rank, equations)[0]
+                mixtures[row] = solution(equations)[0]
             by_column = [[] for _ in self.columns]
             for row, column, value in self.changes:
                 by_column[column].append((mixtures[row], value))
             for column, equations in enumerate(by_column):
-                self.columns[column], inverse = solution(self.rank, equations)
+                self.columns[column], inverse = solution(equations)
                 self.doubts[column] = [[x * NOISE for x in row] for row in inverse]
-        self.mean = [0.0] * self.rank
+        self.mean = [0.0] * RANK
         for mixture in mixtures:
             self.mean = [mean + x for mean, x in zip(self.mean, mixture)]
         self.mean = [mean / self.row for mean in self.mean]
@@ -604,12 +604,12 @@ class Learned:
     def __init__(self, tensor, start, words, data):
         check(tensor.row <= 1 << 14, "rows")
         self.width, self.layout, self.row, self.start, self.words = tensor.width, tensor.layout, tensor.row, start, words
-        rank, self.limit = data.byte(), data.varint()
-        check(rank <= 8 and self.limit <= 2048, "rank or limit")
+        self.limit = data.varint()
+        check(self.limit <= 2048, "limit")
         self.patched = data.take(data.varint())
         self.coder = RangeDecoder(data.rest())
         columns = min(self.row, len(words))
-        self.subspace, self.columns = Subspace(rank, columns), [(0, 0)] * columns
+        self.subspace, self.columns = Subspace(columns), [(0, 0)] * columns
         self.change, self.size, self.sign = Mixer(6), Mixer(3), Mixer(4)
         self.sum = self.count = 0.0
 

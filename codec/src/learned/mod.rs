@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use crate::{
     CodecError, DType,
-    bits::{put_varint, take_byte, take_bytes, take_size},
+    bits::{put_varint, take_bytes, take_size},
     context::Exponent,
     error::corrupt,
     patches,
@@ -19,14 +19,12 @@ use crate::{
     word::{bits, difference, load, order, store},
 };
 use mix::Mixer;
-use subspace::{MAX_RANK, Subspace};
+use subspace::Subspace;
 
 /// Words to each changed one, at least.
 pub(crate) const FEW: usize = 4;
 /// The longest row.
 const LONGEST: usize = 1 << 14;
-/// The rank that is written.
-const RANK: usize = 6;
 /// Changes that are not worth a class of exponents.
 const LONE: usize = 2;
 
@@ -113,14 +111,13 @@ pub(crate) fn encode<const W: usize>(
         .filter(|(i, (_, d))| **d != 0 && plan.exponent.field(load::<W>(prediction, *i)) >= limit)
         .map(|(_, (at, d))| (at, *d))
         .collect();
-    out.push(u8::try_from(RANK).unwrap_or(0));
     put_varint(out, end as u64);
     let mut side = Vec::new();
     patches::put(&patched, words.len(), &mut side);
     put_varint(out, side.len() as u64);
     out.extend_from_slice(&side);
     let mut coder = Encoder::new();
-    let mut model = Model::new(plan, RANK, words.len());
+    let mut model = Model::new(plan, words.len());
     let _infallible = model.code::<W, _>(&mut coder, words.start, limit, prediction, &mut moves);
     out.extend_from_slice(&coder.finish());
     true
@@ -137,17 +134,13 @@ pub(crate) fn decode<const W: usize>(
     if !(1..=LONGEST).contains(&plan.row) {
         return Err(corrupt("rows are too long to learn from"));
     }
-    let rank = usize::from(take_byte(&mut data)?);
-    if rank > MAX_RANK {
-        return Err(corrupt("a block's rank is out of range"));
-    }
     let limit = i32::try_from(take_size(&mut data, 1 << 11)?).unwrap_or(0);
     let left = data.len();
     let length = take_size(&mut data, left)?;
     let patched = take_bytes(&mut data, length)?;
     let mut moves = vec![0; words.len()];
     let mut coder = Decoder::new(data);
-    let mut model = Model::new(plan, rank, words.len());
+    let mut model = Model::new(plan, words.len());
     model.code::<W, _>(&mut coder, words.start, limit, prediction, &mut moves)?;
     if !coder.is_spent() {
         return Err(corrupt("bytes follow the last word"));
@@ -221,7 +214,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(plan: Plan, rank: usize, words: usize) -> Self {
+    fn new(plan: Plan, words: usize) -> Self {
         let columns = plan.row.min(words);
         Self {
             plan,
@@ -239,7 +232,7 @@ impl Model {
                 LEVELS * SIZES * STEPS,
             ]),
             sign: Mixer::new([CERTAIN, CERTAIN * 6, CERTAIN, CERTAIN * 4]),
-            subspace: Subspace::new(rank, columns),
+            subspace: Subspace::new(columns),
             columns: vec![Density::default(); columns],
             sum: 0.0,
             count: 0.0,

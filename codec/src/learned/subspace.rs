@@ -5,19 +5,17 @@
 //!
 //! Doubles, every operation rounded on its own and in the order written: the same on every CPU.
 
-/// Most rows that a mixture is of.
-pub(super) const MAX_RANK: usize = 8;
+/// Rows that a mixture is of.
+const RANK: usize = 8;
 /// What changes have besides the mixture, as the variance of noise.
 const NOISE: f64 = 2.5;
 /// How fast the mean mixture follows the rows.
 const FOLLOW: f64 = 0.05;
 /// Alternations of a refit.
 const SWEEPS: usize = 2;
-/// Changes before the first refit; from then on a quarter more each time.
-const FIRST_FIT: usize = 256;
 
-type Vector = [f64; MAX_RANK];
-type Matrix = [Vector; MAX_RANK];
+type Vector = [f64; RANK];
+type Matrix = [Vector; RANK];
 
 /// A change: row, column, and what it is in the unit of mixtures.
 #[derive(Clone, Copy)]
@@ -35,7 +33,6 @@ pub(super) struct Gain {
 }
 
 pub(super) struct Subspace {
-    rank: usize,
     columns: Vec<Vector>,
     /// How uncertain each column is.
     doubts: Vec<Matrix>,
@@ -51,12 +48,11 @@ pub(super) struct Subspace {
 
 impl Subspace {
     /// For rows of `columns` words.
-    pub(super) fn new(rank: usize, columns: usize) -> Self {
-        let rank = rank.min(MAX_RANK);
+    pub(super) fn new(columns: usize) -> Self {
         let mut state = 1u64;
         let start = |_| {
-            let mut column = [0.0; MAX_RANK];
-            for entry in &mut column[..rank] {
+            let mut column = [0.0; RANK];
+            for entry in &mut column {
                 state ^= state << 13;
                 state ^= state >> 7;
                 state ^= state << 17;
@@ -66,38 +62,32 @@ impl Subspace {
         };
         let columns: Vec<_> = (0..columns).map(start).collect();
         Self {
-            rank,
-            doubts: vec![diagonal(rank, 1.0); columns.len()],
+            doubts: vec![diagonal(1.0); columns.len()],
+            next_fit: columns.len(),
             columns,
-            mixture: [0.0; MAX_RANK],
-            doubt: diagonal(rank, 1.0),
-            mean: [0.0; MAX_RANK],
+            mixture: [0.0; RANK],
+            doubt: diagonal(1.0),
+            mean: [0.0; RANK],
             changes: Vec::new(),
             row: 0,
             first: 0,
-            next_fit: FIRST_FIT,
         }
     }
 
     /// What is expected of a word in a column of this row.
     #[inline(always)]
     pub(super) fn expected(&self, column: usize) -> f64 {
-        dot(self.rank, &self.mixture, &self.columns[column])
+        dot(&self.mixture, &self.columns[column])
     }
 
     /// What a change in a column would do.
     pub(super) fn gain(&self, column: usize) -> Gain {
-        gain(self.rank, &self.doubt, &self.columns[column])
+        gain(&self.doubt, &self.columns[column])
     }
 
     /// Learns from a change of the row, which was expected to be `expected`.
     pub(super) fn learn(&mut self, column: usize, value: f64, expected: f64, gain: &Gain) {
-        gain.apply(
-            self.rank,
-            value - expected,
-            &mut self.mixture,
-            &mut self.doubt,
-        );
+        gain.apply(value - expected, &mut self.mixture, &mut self.doubt);
         self.changes.push(Change {
             row: self.row,
             column: u32::try_from(column).unwrap_or(0),
@@ -107,60 +97,58 @@ impl Subspace {
 
     /// Learns from the row as a whole, and begins another.
     pub(super) fn end_row(&mut self) {
-        let rank = self.rank;
         for change in &self.changes[self.first..] {
             let column = usize::try_from(change.column).unwrap_or(0);
             let (entries, doubt) = (&mut self.columns[column], &mut self.doubts[column]);
-            let error = change.value - dot(rank, &self.mixture, entries);
-            gain(rank, doubt, &self.mixture).apply(rank, error, entries, doubt);
+            let error = change.value - dot(&self.mixture, entries);
+            gain(doubt, &self.mixture).apply(error, entries, doubt);
         }
-        for (mean, now) in self.mean[..rank].iter_mut().zip(self.mixture) {
+        for (mean, now) in self.mean.iter_mut().zip(self.mixture) {
             *mean += FOLLOW * (now - *mean);
         }
         self.first = self.changes.len();
         self.row += 1;
         if self.changes.len() >= self.next_fit {
-            self.next_fit = self.changes.len() + self.changes.len() / 4 + FIRST_FIT;
+            self.next_fit = self.changes.len() + self.changes.len() / 4 + self.columns.len();
             self.fit();
         }
         self.mixture = self.mean;
-        self.doubt = diagonal(rank, 1.0);
+        self.doubt = diagonal(1.0);
     }
 
     /// Fits mixtures and columns to all changes, in turns.
     fn fit(&mut self) {
-        let rank = self.rank;
         let rows = usize::try_from(self.row).unwrap_or(0);
-        let mut mixtures = vec![[0.0; MAX_RANK]; rows];
+        let mut mixtures = vec![[0.0; RANK]; rows];
         for _ in 0..SWEEPS {
             for changes in self.changes.chunk_by(|a, b| a.row == b.row) {
-                let mut sums = (diagonal(rank, NOISE), [0.0; MAX_RANK]);
+                let mut sums = (diagonal(NOISE), [0.0; RANK]);
                 for change in changes {
                     let column = usize::try_from(change.column).unwrap_or(0);
-                    add(rank, &mut sums, &self.columns[column], change.value);
+                    add(&mut sums, &self.columns[column], change.value);
                 }
                 let row = changes.first().map_or(0, |c| c.row);
                 if let Some(mixture) = mixtures.get_mut(usize::try_from(row).unwrap_or(0)) {
-                    *mixture = solution(rank, &mut sums).0;
+                    *mixture = solution(&mut sums).0;
                 }
             }
-            let mut sums = vec![(diagonal(rank, NOISE), [0.0; MAX_RANK]); self.columns.len()];
+            let mut sums = vec![(diagonal(NOISE), [0.0; RANK]); self.columns.len()];
             for change in &self.changes {
                 let (row, column) = (change.row, change.column);
                 let row = usize::try_from(row).unwrap_or(0);
                 let column = usize::try_from(column).unwrap_or(0);
-                add(rank, &mut sums[column], &mixtures[row], change.value);
+                add(&mut sums[column], &mixtures[row], change.value);
             }
             for ((sums, column), doubt) in
                 sums.iter_mut().zip(&mut self.columns).zip(&mut self.doubts)
             {
-                (*column, *doubt) = solution(rank, sums);
+                (*column, *doubt) = solution(sums);
                 for entry in doubt.iter_mut().flatten() {
                     *entry *= NOISE;
                 }
             }
         }
-        self.mean = [0.0; MAX_RANK];
+        self.mean = [0.0; RANK];
         for mixture in &mixtures {
             for (mean, entry) in self.mean.iter_mut().zip(mixture) {
                 *mean += entry;
@@ -174,52 +162,52 @@ impl Subspace {
 
 impl Gain {
     #[inline(always)]
-    fn apply(&self, rank: usize, error: f64, state: &mut Vector, doubt: &mut Matrix) {
+    fn apply(&self, error: f64, state: &mut Vector, doubt: &mut Matrix) {
         let step = error / self.spread;
-        for k in 0..rank {
+        for k in 0..RANK {
             state[k] += self.gain[k] * step;
             let share = self.gain[k] / self.spread;
-            for (entry, gain) in doubt[k][..rank].iter_mut().zip(&self.gain) {
+            for (entry, gain) in doubt[k].iter_mut().zip(&self.gain) {
                 *entry -= share * gain;
             }
         }
     }
 }
 
-fn diagonal(rank: usize, value: f64) -> Matrix {
-    let mut matrix = [[0.0; MAX_RANK]; MAX_RANK];
-    for (k, row) in matrix.iter_mut().enumerate().take(rank) {
+fn diagonal(value: f64) -> Matrix {
+    let mut matrix = [[0.0; RANK]; RANK];
+    for (k, row) in matrix.iter_mut().enumerate() {
         row[k] = value;
     }
     matrix
 }
 
 #[inline(always)]
-fn dot(rank: usize, a: &Vector, b: &Vector) -> f64 {
+fn dot(a: &Vector, b: &Vector) -> f64 {
     let mut sum = 0.0;
-    for k in 0..rank {
+    for k in 0..RANK {
         sum += a[k] * b[k];
     }
     sum
 }
 
 #[inline(always)]
-fn gain(rank: usize, doubt: &Matrix, by: &Vector) -> Gain {
-    let mut gain = [0.0; MAX_RANK];
-    for k in 0..rank {
-        gain[k] = dot(rank, &doubt[k], by);
+fn gain(doubt: &Matrix, by: &Vector) -> Gain {
+    let mut gain = [0.0; RANK];
+    for k in 0..RANK {
+        gain[k] = dot(&doubt[k], by);
     }
     Gain {
-        spread: NOISE + dot(rank, &gain, by),
+        spread: NOISE + dot(&gain, by),
         gain,
     }
 }
 
 /// Adds an equation to the sums of a least-squares fit.
 #[inline(always)]
-fn add(rank: usize, (matrix, right): &mut (Matrix, Vector), by: &Vector, value: f64) {
-    for k in 0..rank {
-        for l in 0..rank {
+fn add((matrix, right): &mut (Matrix, Vector), by: &Vector, value: f64) {
+    for k in 0..RANK {
+        for l in 0..RANK {
             matrix[k][l] += by[k] * by[l];
         }
         right[k] += by[k] * value;
@@ -227,26 +215,26 @@ fn add(rank: usize, (matrix, right): &mut (Matrix, Vector), by: &Vector, value: 
 }
 
 /// The solution of the sums, and the inverse of their matrix, by elimination without pivots: it is positive definite.
-fn solution(rank: usize, (matrix, right): &mut (Matrix, Vector)) -> (Vector, Matrix) {
-    let mut inverse = diagonal(rank, 1.0);
-    for k in 0..rank {
+fn solution((matrix, right): &mut (Matrix, Vector)) -> (Vector, Matrix) {
+    let mut inverse = diagonal(1.0);
+    for k in 0..RANK {
         let pivot = 1.0 / matrix[k][k];
-        for l in 0..rank {
+        for l in 0..RANK {
             matrix[k][l] *= pivot;
             inverse[k][l] *= pivot;
         }
         let (row, inverse_row) = (matrix[k], inverse[k]);
-        for n in (0..rank).filter(|n| *n != k) {
+        for n in (0..RANK).filter(|n| *n != k) {
             let factor = matrix[n][k];
-            for l in 0..rank {
+            for l in 0..RANK {
                 matrix[n][l] -= factor * row[l];
                 inverse[n][l] -= factor * inverse_row[l];
             }
         }
     }
-    let mut solution = [0.0; MAX_RANK];
-    for k in 0..rank {
-        solution[k] = dot(rank, &inverse[k], right);
+    let mut solution = [0.0; RANK];
+    for k in 0..RANK {
+        solution[k] = dot(&inverse[k], right);
     }
     (solution, inverse)
 }

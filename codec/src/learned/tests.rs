@@ -176,36 +176,35 @@ fn what_no_encoder_writes_is_refused() {
         decoder.decode_block(0, block, Some(&base), &mut out, &mut Scratch::default())
     };
     // Nothing is coded, so nothing follows.
-    decode(&shape, &[], &[6, 6, 0, 0]).unwrap();
+    decode(&shape, &[], &[6, 0, 0]).unwrap();
     let refused = |shape: &[u64], header: &[u8], block: &[u8], why: &str| {
         let error = decode(shape, header, block).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     };
-    refused(&shape, &[], &[6, 9, 0, 0], "rank");
     refused(
         &shape,
         &[],
-        &[6, 6, 0xff, 0xff, 3, 0],
+        &[6, 0xff, 0xff, 3, 0],
         "a size is out of range",
     );
     refused(
         &shape,
         &[],
-        &[6, 6, 0, 0, 1, 1, 1, 1, 1],
+        &[6, 0, 0, 1, 1, 1, 1, 1],
         "bytes follow the last word",
     );
-    refused(&shape, &[], &[6, 6, 0, 5, 1], "a size is out of range");
+    refused(&shape, &[], &[6, 0, 5, 1], "a size is out of range");
     refused(&shape, &[], &[6], "ends early");
     let noise = [0xff; 4096];
     refused(
         &shape,
         &[],
-        &[&[6, 6, 0xff, 1, 0], &noise[..]].concat(),
+        &[&[6, 0xff, 1, 0], &noise[..]].concat(),
         "too many words changed",
     );
     // A header whose rows are longer than any that learn; one of a quantised tensor.
     let long = [8, 17, 0x81, 0x80, 1];
-    refused(&shape, &long, &[6, 6, 0, 0], "rows are too long");
+    refused(&shape, &long, &[6, 0, 0], "rows are too long");
     let target = vec![0x3d; words * 2];
     let (target, tensor) = (
         view(DType::BF16, &shape, &target),
@@ -216,7 +215,7 @@ fn what_no_encoder_writes_is_refused() {
     refused(
         &shape,
         encoder.header(),
-        &[6, 6, 0, 0],
+        &[6, 0, 0],
         "a block lies past its base",
     );
     // Without a base there is nothing to learn from.
@@ -224,7 +223,7 @@ fn what_no_encoder_writes_is_refused() {
     let mut out = vec![0; words * 2];
     assert!(
         alone
-            .decode_block(0, &[6, 6, 0, 0], None, &mut out, &mut Scratch::default())
+            .decode_block(0, &[6, 0, 0], None, &mut out, &mut Scratch::default())
             .is_err()
     );
 }
@@ -259,7 +258,6 @@ proptest! {
     #[test]
     fn noise_is_an_error_or_a_value(
         dtype in dtype(),
-        rank in 0..10u8,
         limit in 0..300usize,
         rows in 1..40usize,
         patched in prop::collection::vec(any::<u8>(), 0..9),
@@ -270,7 +268,7 @@ proptest! {
         let (base, _) = pair(dtype, [rows * 8, 24], 0, 1, 5);
         let form = Some((Some(dtype), &shape[..]));
         let decoder = TensorDecoder::new(Some(dtype), &shape, &[], form, None).unwrap();
-        let mut block = vec![Method::Learned as u8, rank];
+        let mut block = vec![Method::Learned as u8];
         crate::bits::put_varint(&mut block, limit as u64);
         block.push(patched.len() as u8);
         block.extend_from_slice(&patched);
