@@ -34,6 +34,7 @@ mod reconstruct;
 mod report;
 mod residency;
 mod seal;
+mod share;
 mod svd;
 mod tensor;
 mod tensors;

@@ -135,6 +135,29 @@ impl<'a> Rebuild<'a> {
         })
     }
 
+    /// The base's file that a weight file equals, header and every tensor of it.
+    pub(crate) fn unchanged(&self, number: usize) -> Option<&'a Path> {
+        let plan = self.files.get(number)?;
+        let entry = self.artifact.manifest.files.get(number)?;
+        let base = self.base.file(&entry.path)?;
+        let alike = base.size == entry.size && base.header_bytes() == plan.head;
+        let same = |(unit, place): (usize, &sparse_store::TensorEntry)| {
+            let row = self.artifact.tensors.get(plan.first + unit)?;
+            match row.source {
+                Source::Empty => Some(()),
+                Source::Same => {
+                    let data = self.base_of(row).ok()??.data();
+                    let start = usize::try_from(place.range.start).ok()?;
+                    let there = base.bytes().get(start..start.checked_add(data.len())?)?;
+                    std::ptr::eq(there, data).then_some(())
+                }
+                _ => None,
+            }
+        };
+        let all = || plan.header.entries.iter().enumerate().try_for_each(|e| same(e));
+        (alike && all().is_some()).then(|| base.path())
+    }
+
     /// Rebuilds one weight file. Returns its SHA-256.
     pub(crate) fn file(
         &self,

@@ -20,6 +20,7 @@ use crate::progress::{Stop, Ticker};
 use crate::rebuild::{Rebuild, Target};
 use crate::report::{FileReport, ReconstructMetrics, ReconstructOutcome, Status};
 use crate::residency::Residency;
+use crate::share::share;
 use crate::{CancelToken, DeltaError, Progress, carried, identity, pipeline};
 
 /// Rebuilds a fine-tune from its base and its delta.
@@ -38,6 +39,7 @@ pub struct Reconstruct {
     merge: Option<MergeRule>,
     overwrite: bool,
     dry_run: bool,
+    link_from: Option<PathBuf>,
     threads: Option<usize>,
     open: OpenOptions,
     progress: Option<Progress>,
@@ -54,6 +56,7 @@ impl Reconstruct {
             merge: None,
             overwrite: false,
             dry_run: false,
+            link_from: None,
             threads: None,
             open: OpenOptions::default(),
             progress: None,
@@ -85,6 +88,14 @@ impl Reconstruct {
     /// Rebuilds and checks everything and writes nothing.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
+        self
+    }
+
+    /// Files that the model has unchanged from the base become second names of the base's (hard links) where those lie below this
+    /// folder, whose files must never be changed in place: the Hub's cache, say. Where the file system can clone files, they are
+    /// cloned, wherever they lie. Everything is checked all the same.
+    pub fn link_from(mut self, folder: Option<PathBuf>) -> Self {
+        self.link_from = folder;
         self
     }
 
@@ -123,6 +134,7 @@ impl Reconstruct {
             merge: self.merge,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
+            link_from: self.link_from,
             threads: self.threads,
             cache: self.open.cache(),
             progress: self.progress,
@@ -180,6 +192,7 @@ struct Job {
     merge: Option<MergeRule>,
     overwrite: bool,
     dry_run: bool,
+    link_from: Option<PathBuf>,
     threads: Option<usize>,
     cache: PathBuf,
     progress: Option<Progress>,
@@ -232,6 +245,7 @@ impl Job {
             root: staged.path(),
             shown: &output,
             as_file,
+            link_from: self.link_from.as_deref(),
         });
         let files = self
             .rebuild(&artifact, place.as_ref(), &pool)
@@ -305,6 +319,7 @@ impl Job {
             root: scratch.path(),
             shown: &self.dir,
             as_file: false,
+            link_from: None,
         };
         self.rebuild(&artifact, Some(&place), pool)
             .map_err(|error| explain(error, &artifact, &self.base, pool))?;
@@ -328,6 +343,7 @@ impl Job {
             root: staged.path(),
             shown: &output,
             as_file: false,
+            link_from: self.link_from.as_deref(),
         });
         let ticker = Ticker::new(self.progress.clone(), "merging", merging.bytes());
         let files = merging
@@ -477,9 +493,7 @@ impl Job {
                 let Some(entry) = manifest.files.get(number) else {
                     return Ok(());
                 };
-                let opened = place
-                    .map(|place| place.create(&entry.path, entry.size))
-                    .transpose()?;
+                let opened = Place::open(place, &entry.path, entry.size, rebuild.unchanged(number))?;
                 let target = opened.as_ref().map(|(file, shown)| Target { file, shown });
                 let sha256 = rebuild.file(number, target.as_ref(), pool, &self.stop, &ticker)?;
                 if sha256 != entry.sha256 {
@@ -506,15 +520,11 @@ impl Job {
         }
         for entry in &manifest.carried {
             self.stop.check()?;
-            let opened = place
-                .map(|place| place.create(&entry.path, 0))
-                .transpose()?;
-            let target = opened.as_ref().map(|(file, shown)| (file, shown.as_path()));
             carried::restore(
                 artifact.carrier(),
                 &self.base,
                 entry,
-                target,
+                place,
                 &self.stop,
                 &ticker,
             )?;
@@ -641,9 +651,44 @@ pub(crate) struct Place<'p> {
     pub(crate) root: &'p Path,
     pub(crate) shown: &'p Path,
     pub(crate) as_file: bool,
+    /// Below it, files of the base may get a second name.
+    pub(crate) link_from: Option<&'p Path>,
 }
 
 impl Place<'_> {
+    /// A file of the model to write to. None where there is nothing to write: no place, or one where the base's file of the same
+    /// content could be shared.
+    pub(crate) fn open(
+        place: Option<&Self>,
+        relative: &str,
+        size: u64,
+        same_as: Option<&Path>,
+    ) -> Result<Option<(File, PathBuf)>, DeltaError> {
+        match (place, same_as) {
+            (None, _) => Ok(None),
+            (Some(place), Some(from)) if place.share(relative, from)? => Ok(None),
+            (Some(place), _) => place.create(relative, size).map(Some),
+        }
+    }
+
+    fn share(&self, relative: &str, from: &Path) -> Result<bool, DeltaError> {
+        if self.as_file {
+            return Ok(false);
+        }
+        let (path, _) = self.path(relative)?;
+        Ok(share(from, &path, self.link_from))
+    }
+
+    /// Where a file is written, its folder made, and the path people know.
+    fn path(&self, relative: &str) -> Result<(PathBuf, PathBuf), DeltaError> {
+        let path = sparse_store::safe_join(self.root, relative)?;
+        let shown = self.shown.join(relative);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).during("create", shown.parent().unwrap_or(&shown))?;
+        }
+        Ok((path, shown))
+    }
+
     pub(crate) fn create(&self, relative: &str, size: u64) -> Result<(File, PathBuf), DeltaError> {
         if self.as_file {
             let file = File::options()
@@ -653,11 +698,7 @@ impl Place<'_> {
             file.set_len(size).during("make room for", self.shown)?;
             return Ok((file, self.shown.to_path_buf()));
         }
-        let path = sparse_store::safe_join(self.root, relative)?;
-        let shown = self.shown.join(relative);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).during("create", shown.parent().unwrap_or(&shown))?;
-        }
+        let (path, shown) = self.path(relative)?;
         let file = File::create_new(&path).during("create", &shown)?;
         file.set_len(size).during("make room for", &shown)?;
         Ok((file, shown))

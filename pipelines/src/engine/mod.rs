@@ -18,7 +18,7 @@ pub use events::{Event, Observer};
 use crate::examine::{ExamineError, Examined, Examiner, Ready, Sessions};
 use crate::graph::Graph;
 use crate::spec::{Pipeline, SpecError, StageSpec};
-use crate::state::{State, StateError};
+use crate::state::{Asked, State, StateError};
 
 /// Why a run could not be done, or a plan not made.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ pub struct Engine {
     force: Force,
     trigger: String,
     scheduled_ms: Option<i64>,
-    asked: Option<i64>,
+    asked: Option<Asked>,
 }
 
 impl Engine {
@@ -136,8 +136,8 @@ impl Engine {
 
     /// What the daemon's queue knows the run by: once it ended, unless it was stopped, it is asked for no longer.
     #[must_use]
-    pub(crate) fn asked(mut self, id: i64) -> Self {
-        self.asked = Some(id);
+    pub(crate) fn asked(mut self, asked: Asked) -> Self {
+        self.asked = Some(asked);
         self
     }
 
