@@ -38,6 +38,8 @@ pub(crate) const LOW_RANK: u8 = 4;
 pub(crate) const EXACT: u8 = 8;
 /// Header byte: the tensor is quantised, and nothing else is said of it but granularity and scales.
 pub(crate) const INT8: u8 = 16;
+/// Bytes of a target that a sample goes over before it says so.
+const PIECE: usize = 1 << 20;
 /// Words from which a tensor may be moved, and the runs of words that are looked at for it.
 const LEAST_SHIFTED: usize = 1 << 13;
 const RUN: usize = 256;
@@ -168,9 +170,16 @@ impl<'a> Analysis<'a> {
         Ok(())
     }
 
-    /// Rows of about `words` words in all, spread evenly.
-    pub(crate) fn sample(&self, words: usize, effort: Effort) -> Result<Sample, CodecError> {
+    /// Rows of about `words` words in all, spread evenly. `seen` is told what was read, a piece at a time.
+    pub(crate) fn sample(
+        &self,
+        words: usize,
+        effort: Effort,
+        seen: &Seen<'_>,
+    ) -> Result<Sample, CodecError> {
         let rows = self.geometry.rows();
+        let row_bytes = self.geometry.row * self.geometry.width;
+        let mut told = 0;
         let mut step = rows
             .div_ceil((words / self.geometry.row.max(1)).max(1))
             .max(1);
@@ -178,6 +187,13 @@ impl<'a> Analysis<'a> {
         let mut look = |number: usize| {
             let mut row = Row::default();
             self.fill(number, &mut row, &mut counter)?;
+            let start = number * row_bytes;
+            // The second time through, it begins at the first row again.
+            told = if start < told { start } else { told };
+            if start + row_bytes - told >= PIECE {
+                seen(told..self.target.data.len().min(start + row_bytes));
+                told = start + row_bytes;
+            }
             Ok(row)
         };
         // Every other one first: where rows change all over they say enough.
@@ -428,14 +444,16 @@ impl<'a> TensorEncoder<'a> {
         let mut tables = match shared {
             Some(shared) => Tables::Shared(Arc::clone(shared), geometry.width, layered),
             None => {
-                let sample = self
-                    .analysis
-                    .sample(4 * trainer::sample_words(options.effort), options.effort)?;
+                let sample = self.analysis.sample(
+                    4 * trainer::sample_words(options.effort),
+                    options.effort,
+                    seen,
+                )?;
                 match trainer::tables(&[sample], options.effort) {
                     Some(set) => Tables::Own(Box::new(set)),
                     // The sample shows no change: tables for whatever the rest holds.
                     None => {
-                        let all = self.analysis.sample(usize::MAX, Effort::Max)?;
+                        let all = self.analysis.sample(usize::MAX, Effort::Max, seen)?;
                         match trainer::tables(&[all], options.effort) {
                             Some(set) => Tables::Own(Box::new(set)),
                             None => return Ok(()),

@@ -373,6 +373,7 @@ impl<'a> Stage for Encoding<'a> {
             if let Some(pair) = self.pairs.get(unit) {
                 release_pair(pair, bytes);
             }
+            residency::relieve();
         };
         let encoder = match (self.int8(unit)?, base) {
             (Some(int8), Some(base)) => TensorEncoder::int8(target, base, int8),

@@ -154,7 +154,13 @@ impl<'a> Rebuild<'a> {
                 _ => None,
             }
         };
-        let all = || plan.header.entries.iter().enumerate().try_for_each(|e| same(e));
+        let all = || {
+            plan.header
+                .entries
+                .iter()
+                .enumerate()
+                .try_for_each(|e| same(e))
+        };
         (alike && all().is_some()).then(|| base.path())
     }
 

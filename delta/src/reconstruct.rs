@@ -493,7 +493,8 @@ impl Job {
                 let Some(entry) = manifest.files.get(number) else {
                     return Ok(());
                 };
-                let opened = Place::open(place, &entry.path, entry.size, rebuild.unchanged(number))?;
+                let opened =
+                    Place::open(place, &entry.path, entry.size, rebuild.unchanged(number))?;
                 let target = opened.as_ref().map(|(file, shown)| Target { file, shown });
                 let sha256 = rebuild.file(number, target.as_ref(), pool, &self.stop, &ticker)?;
                 if sha256 != entry.sha256 {

@@ -415,14 +415,26 @@ fn a_run_that_waits_is_known_and_can_be_cancelled() {
     for waits in [&second, &third] {
         let told = daemon.json(&format!("/api/runs/{waits}"));
         assert_eq!(told["run"]["status"], "queued");
-        assert_eq!((&told["run"]["pipeline"], &told["run"]["trigger"]), (&"slow".into(), &"api".into()));
+        assert_eq!(
+            (&told["run"]["pipeline"], &told["run"]["trigger"]),
+            (&"slow".into(), &"api".into())
+        );
     }
-    assert_eq!(daemon.post(&format!("/api/runs/{second}/cancel")).status, 202);
+    assert_eq!(
+        daemon.post(&format!("/api/runs/{second}/cancel")).status,
+        202
+    );
     assert_eq!(status(&second), "cancelled");
-    assert_eq!(daemon.post(&format!("/api/runs/{second}/cancel")).status, 409);
+    assert_eq!(
+        daemon.post(&format!("/api/runs/{second}/cancel")).status,
+        409
+    );
     assert_eq!(daemon.json("/api/pipelines")[0]["queued"], 1);
     // The next one has the id that was promised.
-    assert_eq!(daemon.post(&format!("/api/runs/{first}/cancel")).status, 202);
+    assert_eq!(
+        daemon.post(&format!("/api/runs/{first}/cancel")).status,
+        202
+    );
     daemon.wait_for("slow", "cancelled", 2);
     daemon.wait_for("slow", "running", 1);
     assert_eq!(status(&third), "running");
@@ -716,8 +728,7 @@ print(json.dumps({"width": width, "height": height, "counts": counts}))
 #[test]
 fn a_browser_without_javascript_draws_the_page() {
     let names = ["chromium", "chromium-browser", "google-chrome", "chrome"];
-    let Some(browser) = names.iter().find(|name| crate::support::on_path(name)) else {
-        eprintln!("skipped: no {} on the PATH", names.join(", "));
+    let Some(browser) = crate::support::program(&names) else {
         return;
     };
     let Some(python) = crate::support::python() else {

@@ -371,7 +371,10 @@ fn what_the_base_has_unchanged_is_not_there_twice() {
         assert_eq!(files(model.path()), files(&finetune));
         for name in files(base).into_keys() {
             let one = inode(base.join(&name)) == inode(model.path().join(&name));
-            let may_be = linked && unchanged.iter().any(|same| name == std::path::Path::new(same));
+            let may_be = linked
+                && unchanged
+                    .iter()
+                    .any(|same| name == std::path::Path::new(same));
             if !clones(&world.root) {
                 assert_eq!(one, may_be, "{}", name.display());
             }

@@ -186,12 +186,22 @@ impl Engine {
         Examiner::new(&self.pipeline, &self.graph, &self.state, &self.sessions)
     }
 
-    fn apply_force(&self, stage: &str, examined: &mut Examined) {
+    fn apply_force(&self, stage: &str, examined: &mut Examined) -> Result<(), EngineError> {
+        if self.force.stages.iter().any(|name| name == stage) {
+            let there = |name: &&String| examined.items.iter().any(|item| item.name == **name);
+            if let Some(name) = self.force.items.iter().find(|name| !there(name)) {
+                return Err(EngineError::Unknown(format!(
+                    "stage {stage:?} has no item {name:?}; `sparse pipeline plan` shows its query, \
+                     and sparse_items the items there were"
+                )));
+            }
+        }
         for item in &mut examined.items {
             if self.force.hits(stage, &item.name) {
                 item.why = Some("it was asked for".to_owned());
             }
         }
+        Ok(())
     }
 
     /// What an up-to-date stage gives to later ones.

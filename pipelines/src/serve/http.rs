@@ -315,10 +315,7 @@ async fn cancel(
 }
 
 fn not_under_way() -> Refused {
-    Refused(
-        StatusCode::CONFLICT,
-        "this run is not under way".to_owned(),
-    )
+    Refused(StatusCode::CONFLICT, "this run is not under way".to_owned())
 }
 
 async fn index(Shared(daemon): App) -> Result<Response, Refused> {

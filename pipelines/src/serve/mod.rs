@@ -443,9 +443,7 @@ impl Daemon {
         }
         // Who asked finds the run in the history, also when it could not begin.
         Self::note(match &problem {
-            Some(problem) => self
-                .state
-                .end_asked(&asked, name, Status::Failed, problem),
+            Some(problem) => self.state.end_asked(&asked, name, Status::Failed, problem),
             None if waits.is_none() => self.state.answered(asked.id),
             None => Ok(()),
         });

@@ -673,7 +673,13 @@ impl State {
         error: &str,
     ) -> Result<(), StateError> {
         if self.run(&asked.run)?.is_none() {
-            self.begin_run(&asked.run, pipeline, &asked.trigger, asked.scheduled_ms, "{}")?;
+            self.begin_run(
+                &asked.run,
+                pipeline,
+                &asked.trigger,
+                asked.scheduled_ms,
+                "{}",
+            )?;
         }
         self.end_run(&asked.run, status.name(), Some(error), Some(asked.id))
     }
