@@ -15,6 +15,8 @@ pub enum Method {
     Zstd = 4,
     /// Quantised differences from the base. Lossy: what comes back is an approximation.
     Int8 = 5,
+    /// Residuals against the prediction, each coded by what those before it say.
+    Learned = 6,
 }
 
 impl Method {
@@ -27,6 +29,7 @@ impl Method {
             Self::StandAlone => "stand_alone",
             Self::Zstd => "zstd",
             Self::Int8 => "int8",
+            Self::Learned => "learned",
         }
     }
 
@@ -39,6 +42,7 @@ impl Method {
             Self::StandAlone,
             Self::Zstd,
             Self::Int8,
+            Self::Learned,
         ]
         .into_iter()
         .find(|m| *m as u8 == byte)

@@ -239,9 +239,10 @@ mod tests {
         }
 
         #[test]
-        fn damage_is_an_error_or_a_value((dtype, shape, base, target) in pair(), at in any::<prop::sample::Index>(), flip in 1..=255u8, cut in any::<bool>()) {
+        fn damage_is_an_error_or_a_value((dtype, shape, base, target) in pair(), at in any::<prop::sample::Index>(), flip in 1..=255u8, cut in any::<bool>(), effort in 0..3usize) {
             let view = |data| TensorView { dtype: Some(dtype), shape: &shape, data };
-            let mut delta = encode_buffer(view(&target), Some(view(&base)), &EncodeOptions::default()).unwrap();
+            let options = EncodeOptions { effort: [Effort::Fast, Effort::Default, Effort::Max][effort], ..Default::default() };
+            let mut delta = encode_buffer(view(&target), Some(view(&base)), &options).unwrap();
             let at = at.index(delta.len());
             if cut { delta.truncate(at) } else { delta[at] ^= flip }
             let _ = decode_buffer(&delta, Some(view(&base)));

@@ -12,6 +12,7 @@ use crate::{
     error::corrupt,
     geometry::{Geometry, MIN_ROW, Relation},
     int8::Coded,
+    learned,
     lowrank::{CLASSES, Update},
     predictor::{Adjust, Prediction, Predictor},
     scales,
@@ -221,6 +222,19 @@ impl TensorDecoder {
                     2 => self.decode::<2>(words, data, &prediction, out, scratch),
                     4 => self.decode::<4>(words, data, &prediction, out, scratch),
                     _ => self.decode::<8>(words, data, &prediction, out, scratch),
+                }
+            }
+            Method::Learned => {
+                if words.end > self.geometry.common || self.int8.is_some() {
+                    return Err(corrupt("a block lies past its base"));
+                }
+                let prediction = self.predictor.predict(base, words.clone())?.words;
+                let plan = learned::Plan::new(self.dtype, self.geometry.row);
+                match self.geometry.width {
+                    1 => learned::decode::<1>(plan, words, data, &prediction, out),
+                    2 => learned::decode::<2>(plan, words, data, &prediction, out),
+                    4 => learned::decode::<4>(plan, words, data, &prediction, out),
+                    _ => learned::decode::<8>(plan, words, data, &prediction, out),
                 }
             }
             Method::Int8 => match &self.int8 {

@@ -15,6 +15,7 @@ use crate::{
     context::Exponent,
     geometry::{BLOCK, Geometry, Relation},
     int8::{Coded, Int8},
+    learned,
     lowrank::{CLASSES, LowRank, Update},
     predictor::{Adjust, Prediction, Predictor},
     rc::Learner,
@@ -52,6 +53,9 @@ const SPARSE_STRIP: u8 = 18;
 /// Bits a word below which a tensor counts as sparse; where they are not known, words to each changed one.
 const SPARSE: f64 = 0.75;
 const DENSE: usize = 10;
+
+/// The share that must be saved for blocks to be coded word by word, which takes long to decode.
+const WORTH: usize = 64;
 
 /// A target, its base and how they fit together.
 pub(crate) struct Analysis<'a> {
@@ -308,6 +312,33 @@ impl<'a> Analysis<'a> {
         })
     }
 
+    /// A block coded word by word, with its method; nothing where too many words changed.
+    fn learn(&self, block: usize) -> Result<Option<Learned>, CodecError> {
+        match self.geometry.width {
+            1 => self.learn_words::<1>(block),
+            2 => self.learn_words::<2>(block),
+            4 => self.learn_words::<4>(block),
+            _ => self.learn_words::<8>(block),
+        }
+    }
+
+    fn learn_words<const W: usize>(&self, block: usize) -> Result<Option<Learned>, CodecError> {
+        let words = self.geometry.block(block);
+        let bytes = words.start * W..words.end * W;
+        let target = self.target.data.get(bytes).unwrap_or_default();
+        let prediction = self.prediction(words.clone())?.words;
+        let changed = differing::<W>(target, &self.base_words(words.clone())?);
+        let mut bytes = vec![Method::Same as u8];
+        if *prediction != *target {
+            bytes[0] = Method::Learned as u8;
+            let plan = learned::Plan::new(self.target.dtype, self.geometry.row);
+            if !learned::encode::<W>(plan, words, target, &prediction, &mut bytes) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Learned { changed, bytes }))
+    }
+
     /// Whether words are floats, and bits of their mantissas.
     fn numbers(&self) -> (bool, u32) {
         self.target
@@ -315,6 +346,16 @@ impl<'a> Analysis<'a> {
             .and_then(DType::layout)
             .map_or((false, 0), |l| (true, l.mantissa))
     }
+}
+
+/// How many words differ.
+fn differing<const W: usize>(target: &[u8], base: &[u8]) -> u64 {
+    let pairs = target
+        .as_chunks::<W>()
+        .0
+        .iter()
+        .zip(base.as_chunks::<W>().0);
+    pairs.map(|(t, b)| u64::from(t != b)).sum()
 }
 
 /// What is known of the changes of a tensor.
@@ -354,6 +395,14 @@ pub struct TensorEncoder<'a> {
     strip: usize,
     header: Vec<u8>,
     int8: Option<Int8<'a>>,
+    /// The predicted blocks, where learning from word to word makes them smaller than tables do.
+    learned: Vec<Learned>,
+}
+
+/// A block that is already coded.
+struct Learned {
+    changed: u64,
+    bytes: Vec<u8>,
 }
 
 impl<'a> TensorEncoder<'a> {
@@ -391,9 +440,13 @@ impl<'a> TensorEncoder<'a> {
             strip: 1 << DENSE_STRIP,
             header: Vec::new(),
             int8: None,
+            learned: Vec::new(),
         };
         if this.analysis.geometry.common > 0 && base.is_some() {
             this.plan(options, seen)?;
+            if options.effort == Effort::Max {
+                this.learn(seen)?;
+            }
         }
         Ok(this)
     }
@@ -421,7 +474,69 @@ impl<'a> TensorEncoder<'a> {
             strip: 1 << DENSE_STRIP,
             header,
             int8: Some(int8),
+            learned: Vec::new(),
         }
+    }
+
+    /// Codes the predicted blocks word by word, where few words changed, and keeps that if it is smaller than what was planned.
+    fn learn(&mut self, seen: &Seen<'_>) -> Result<(), CodecError> {
+        if self.tables.is_none() {
+            return Ok(());
+        }
+        let Analysis { target, base, .. } = self.analysis;
+        // Of a low-rank prediction what is learned has no use: it finds what rows have in common by itself.
+        let plain = match &self.low_rank {
+            Some(_) => Some(Analysis::new(target, base, None)?),
+            None => None,
+        };
+        let analysis = plain.as_ref().unwrap_or(&self.analysis);
+        let blocks = 0..analysis.geometry.common.div_ceil(BLOCK);
+        let learned = blocks
+            .clone()
+            .into_par_iter()
+            .map(|block| {
+                let learned = analysis.learn(block).transpose()?;
+                seen(analysis.geometry.bytes(block));
+                Some(learned)
+            })
+            .collect::<Option<Result<Vec<_>, CodecError>>>();
+        let Some(learned) = learned.transpose()? else {
+            return Ok(());
+        };
+        let planned: usize = blocks
+            .into_par_iter()
+            .map_init(Scratch::default, |scratch, block| {
+                let mut bytes = Vec::new();
+                self.encode_block(block, scratch, &mut bytes)?;
+                seen(self.target_range(block));
+                Ok(bytes.len())
+            })
+            .collect::<Result<Vec<_>, CodecError>>()?
+            .into_iter()
+            .sum();
+        // Flags, the strip's size and the row's go before the steps.
+        let mut header = Vec::new();
+        if let Adjust::Shift(shift) = &analysis.predictor.adjust {
+            header.extend_from_slice(&[0; 12]);
+            shift.put(&mut header);
+        }
+        let bytes: usize = learned.iter().map(|block| block.bytes.len()).sum();
+        let planned = planned + self.header.len();
+        if bytes + header.len() >= planned - planned / WORTH {
+            return Ok(());
+        }
+        self.learned = learned;
+        self.low_rank = None;
+        if let Some(plain) = plain {
+            self.analysis = plain;
+        }
+        self.tables = None;
+        self.scales = Vec::new();
+        self.header.clear();
+        if !matches!(self.analysis.predictor.adjust, Adjust::None) {
+            self.put_header(DENSE_STRIP);
+        }
+        Ok(())
     }
 
     /// Chooses tables and scales and writes the header; leaves all empty where nothing changed.
@@ -585,6 +700,15 @@ impl<'a> TensorEncoder<'a> {
         if let Some(int8) = &self.int8 {
             return self.encode_int8(int8, block, scratch, out);
         }
+        if let Some(learned) = self.learned.get(block) {
+            out.extend_from_slice(&learned.bytes);
+            let method = match learned.bytes.len() {
+                1 => Method::Same,
+                _ => Method::Learned,
+            };
+            let changed = self.elements(learned.changed);
+            return Ok(BlockInfo { method, changed });
+        }
         match self.analysis.geometry.width {
             1 => self.encode::<1>(block, scratch, out),
             2 => self.encode::<2>(block, scratch, out),
@@ -638,20 +762,12 @@ impl<'a> TensorEncoder<'a> {
         let mut changed = words.len() as u64;
         if words.start < a.geometry.common {
             let prediction = a.prediction(words.clone())?;
-            let differing = |base: &[u8]| -> u64 {
-                let pairs = target
-                    .as_chunks::<W>()
-                    .0
-                    .iter()
-                    .zip(base.as_chunks::<W>().0);
-                pairs.map(|(t, b)| u64::from(t != b)).sum()
-            };
             // Where the base is the prediction, the strips count as they go.
             let counted = matches!(a.predictor.adjust, Adjust::None) && self.tables.is_some();
             changed = if counted {
                 0
             } else {
-                differing(&a.base_words(words.clone())?)
+                differing::<W>(target, &a.base_words(words.clone())?)
             };
             if *prediction.words == *target {
                 out.push(Method::Same as u8);

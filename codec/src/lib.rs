@@ -32,6 +32,7 @@ mod error;
 mod features;
 mod geometry;
 mod int8;
+mod learned;
 mod lowrank;
 mod options;
 mod passes;

@@ -85,7 +85,14 @@ static COSTS: LazyLock<[f32; 1024]> = LazyLock::new(|| {
 /// What both directions share: code one bit with a model, or one without.
 pub(crate) trait Coder {
     /// Codes a bit: the encoder writes `bit`, the decoder ignores it; both return the coded bit.
-    fn bit(&mut self, model: &mut Bit, bit: bool) -> Result<bool, CodecError>;
+    fn bit(&mut self, model: &mut Bit, bit: bool) -> Result<bool, CodecError> {
+        let bit = self.chance(u32::from(model.zero), bit)?;
+        model.learn(bit);
+        Ok(bit)
+    }
+
+    /// Codes a bit that is 0 with a chance of so many 65536ths, neither 0 nor all.
+    fn chance(&mut self, zero: u32, bit: bool) -> Result<bool, CodecError>;
 }
 
 /// Writes.
@@ -139,8 +146,8 @@ impl Encoder {
 
 impl Coder for Encoder {
     #[inline]
-    fn bit(&mut self, model: &mut Bit, bit: bool) -> Result<bool, CodecError> {
-        let bound = (self.range >> 16) * u32::from(model.zero);
+    fn chance(&mut self, zero: u32, bit: bool) -> Result<bool, CodecError> {
+        let bound = (self.range >> 16) * zero;
         if bit {
             self.low += u64::from(bound);
             self.range -= bound;
@@ -151,7 +158,6 @@ impl Coder for Encoder {
             self.range <<= 8;
             self.shift();
         }
-        model.learn(bit);
         Ok(bit)
     }
 }
@@ -161,8 +167,7 @@ pub(crate) struct Learner;
 
 impl Coder for Learner {
     #[inline]
-    fn bit(&mut self, model: &mut Bit, bit: bool) -> Result<bool, CodecError> {
-        model.learn(bit);
+    fn chance(&mut self, _: u32, bit: bool) -> Result<bool, CodecError> {
         Ok(bit)
     }
 }
@@ -195,13 +200,20 @@ impl<'a> Decoder<'a> {
     }
 }
 
+impl Decoder<'_> {
+    /// Whether all bytes were read.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.at >= self.data.len()
+    }
+}
+
 /// Zeros that may be read past the end: what [`Encoder::finish`] may have left out.
 const SLACK: usize = 64;
 
 impl Coder for Decoder<'_> {
     #[inline]
-    fn bit(&mut self, model: &mut Bit, _: bool) -> Result<bool, CodecError> {
-        let bound = (self.range >> 16) * u32::from(model.zero);
+    fn chance(&mut self, zero: u32, _: bool) -> Result<bool, CodecError> {
+        let bound = (self.range >> 16) * zero;
         let bit = self.code >= bound;
         if bit {
             self.code -= bound;
@@ -216,7 +228,6 @@ impl Coder for Decoder<'_> {
                 return Err(corrupt("side information ends early"));
             }
         }
-        model.learn(bit);
         Ok(bit)
     }
 }

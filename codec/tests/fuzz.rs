@@ -15,7 +15,9 @@ mod targets;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use sparse_codec::{DType, Effort, EncodeOptions, TensorView, cast, encode_buffer};
+use sparse_codec::{
+    DType, Effort, EncodeOptions, Method, Scratch, TensorEncoder, TensorView, cast, encode_buffer,
+};
 
 /// Counts what is allocated, and the most at a time.
 struct Counting;
@@ -58,6 +60,7 @@ fn corpus(random: &mut Random) -> Vec<Vec<u8>> {
     let shape = [64, 72];
     let values: Vec<u8> = (0..64 * 72 * 4u32).map(|i| ((i * 37) >> 3) as u8).collect();
     let mut corpus = Vec::new();
+    let mut learned = 0;
     for dtype in [DType::BF16, DType::F32, DType::F8E4M3] {
         let bytes = 64 * 72 * dtype.bits() as usize / 8;
         let base = TensorView {
@@ -82,6 +85,14 @@ fn corpus(random: &mut Random) -> Vec<Vec<u8>> {
                     ..EncodeOptions::default()
                 };
                 corpus.push(encode_buffer(target, Some(base), &options).unwrap());
+                // A header and its block, as the target takes them apart.
+                let encoder = TensorEncoder::new(target, Some(base), &options).unwrap();
+                if let Ok(length) = u8::try_from(encoder.header().len()) {
+                    let mut bytes = [&[length], encoder.header()].concat();
+                    let info = encoder.encode_block(0, &mut Scratch::default(), &mut bytes);
+                    learned += usize::from(info.unwrap().method == Method::Learned);
+                    corpus.push(bytes);
+                }
             }
             corpus.push(encode_buffer(target, None, &EncodeOptions::default()).unwrap());
         }
@@ -106,6 +117,7 @@ fn corpus(random: &mut Random) -> Vec<Vec<u8>> {
         };
         corpus.push(encode_buffer(target, Some(base), &options).unwrap());
     }
+    assert!(learned > 2, "{learned} learned blocks");
     corpus
 }
 

@@ -10,8 +10,8 @@
 use std::{path::Path, process::Command};
 
 use sparse_codec::{
-    Adapter, DType, Effort, EncodeOptions, LowRank, TensorEncoder, TensorView, cast, decode_buffer,
-    encode_buffer, encode_buffer_by,
+    Adapter, DType, Effort, EncodeOptions, LowRank, Method, Scratch, TensorEncoder, TensorView,
+    cast, decode_buffer, encode_buffer, encode_buffer_by,
 };
 
 /// Numbers without a pattern.
@@ -113,6 +113,30 @@ fn product(left: &[f32], right: &[f32], at: usize) -> f32 {
     (0..3).fold(0.0, |sum, k| {
         left[at / cols * 3 + k].mul_add(right[k * cols + at % cols], sum)
     })
+}
+
+/// A base, and that base after updates that mostly round to nothing: half of a low rank, half noise.
+fn nudged(random: &mut Random, dtype: DType, shape: &[u64], update: f64) -> (Vec<u8>, Vec<u8>) {
+    let words = shape.iter().product::<u64>() as usize;
+    let columns = *shape.last().unwrap() as usize;
+    let sides: Vec<f64> = (0..words).map(|_| random.normal()).collect();
+    let mut base: Vec<f64> = (0..words).map(|_| random.normal() * 0.05).collect();
+    // One large weight that moves alone.
+    base[7] = 3.0;
+    let base = values(&base, dtype);
+    let mut known = Vec::new();
+    sparse_codec::to_f64(dtype, &base, &mut known).unwrap();
+    let target: Vec<f64> = known
+        .iter()
+        .enumerate()
+        .map(|(i, b)| {
+            let shared = sides[i / columns].clamp(-1.5, 1.5) * sides[words - 1 - i % columns];
+            b + update * (shared + random.normal())
+        })
+        .collect();
+    let mut target = values(&target, dtype);
+    target[7 * dtype.word_bytes()] ^= 1;
+    (base, target)
 }
 
 fn cases() -> Vec<Case> {
@@ -244,6 +268,45 @@ fn cases() -> Vec<Case> {
             });
         }
     }
+    for (dtype, update) in [
+        (DType::BF16, 3e-5),
+        (DType::F16, 4e-6),
+        (DType::F32, 5e-10),
+        (DType::F64, 4e-19),
+        (DType::F8E4M3, 4e-4),
+        (DType::F8E5M2, 8e-4),
+    ] {
+        for shape in [vec![130, 72], vec![90, 16], vec![9_000]] {
+            let (base, target) = nudged(&mut random, dtype, &shape, update);
+            cases.push(Case {
+                name: format!("learned-{dtype:?}-{shape:?}"),
+                dtype,
+                target,
+                base: Some((dtype, shape.clone(), base)),
+                shape,
+                effort: Effort::Max,
+                adapter: None,
+            });
+        }
+    }
+    for dtype in [DType::I8, DType::I32, DType::U64] {
+        let bytes = 6000 * dtype.bits() as usize / 8;
+        let base: Vec<u8> = (0..bytes).map(|_| random.next() as u8).collect();
+        let mut target = base.clone();
+        for _ in 0..400 {
+            let at = random.next() as usize % bytes;
+            target[at] ^= 1 << (random.next() % 3);
+        }
+        cases.push(Case {
+            name: format!("learned-{dtype:?}"),
+            dtype,
+            shape: vec![60, 100],
+            target,
+            base: Some((dtype, vec![60, 100], base)),
+            effort: Effort::Max,
+            adapter: None,
+        });
+    }
     for dtype in [DType::I8, DType::I32, DType::U64, DType::Bool, DType::F4] {
         let bytes = 6000 * dtype.bits() as usize / 8;
         let base: Vec<u8> = (0..bytes).map(|_| random.next() as u8).collect();
@@ -342,6 +405,17 @@ fn the_reference_decoder_agrees() {
             "{}",
             case.name
         );
+        if case.name.starts_with("learned") {
+            let encoder = TensorEncoder::new(target, base, &options).unwrap();
+            let info = encoder.encode_block(0, &mut Scratch::default(), &mut Vec::new());
+            assert_eq!(info.unwrap().method, Method::Learned, "{}", case.name);
+            for at in (0..buffer.len()).step_by(7) {
+                let mut damaged = buffer.clone();
+                damaged[at] ^= 1 << (at % 8);
+                let _ = decode_buffer(&damaged, base);
+                let _ = decode_buffer(&buffer[..at], base);
+            }
+        }
         if case.name.starts_with("merged") {
             let base = base.unwrap();
             let found = LowRank::find(target, base, case.effort).unwrap();

@@ -5,6 +5,7 @@
 BASE is a file with the base tensor's bytes; SHAPE is like 4x7 (empty for a scalar). Blocks of method 4 need `zstandard`.
 """
 
+import math
 import struct
 import sys
 from fractions import Fraction
@@ -95,8 +96,8 @@ class RangeDecoder:
     def __init__(self, data):
         self.data, self.at, self.range, self.code = data, 4, 0xFFFFFFFF, int.from_bytes((data + bytes(4))[:4], "big")
 
-    def bit(self, model):
-        bound = (self.range >> 16) * model.zero
+    def chance(self, zero):
+        bound = (self.range >> 16) * zero
         one = self.code >= bound
         if one:
             self.code -= bound
@@ -107,6 +108,10 @@ class RangeDecoder:
             self.range <<= 8
             self.code = self.code << 8 | (self.data[self.at] if self.at < len(self.data) else 0)
             self.at += 1
+        return one
+
+    def bit(self, model):
+        one = self.chance(model.zero)
         rate = 1 + model.seen
         model.zero += -(model.zero >> rate) if one else (65536 - model.zero) >> rate
         model.zero = min(max(model.zero, 64), 65536 - 64)
@@ -260,6 +265,7 @@ class Tensor:
         self.words = elements * bits // 8 // self.width
         self.common, self.base = self.predict(name, bits, shape, base)
         self.header, self.classes = None, [(0, False)] * self.common
+        self.row = self.usual_row(number, shape)
         if header:
             data = Bytes(header)
             flags, strip, self.row = data.byte(), data.byte(), data.varint()
@@ -273,6 +279,18 @@ class Tensor:
                 self.scales = read_scales(data, -(-self.common // self.row))
                 self.header = Tables(data, 16 if flags & 4 else 1)
             check(not data.rest(), "the header is too long")
+
+    def usual_row(self, number, shape):
+        """Words of a row where no header says it."""
+        row = self.words
+        if number and len(shape) > 1:
+            row = 1
+            for d in shape[1:]:
+                row *= d
+        row = min(max(row, 1), max(self.words, 1))
+        if row < 64:
+            return row * -(-64 // row)
+        return -(-row // -(-row // (1 << 14)))
 
     def predict(self, name, bits, shape, base):
         """Words in common with the base, and their predictions."""
@@ -366,6 +384,12 @@ class Tensor:
             return data.rest()
         if method == 3:
             return self.stand_alone(end - start, data)
+        if method == 6:
+            check(end <= self.common, "no base")
+            words = self.base[start:end]
+            for place, d in Learned(self, start, self.base[start:end], data).differences():
+                words[place] = move(self.base[start + place], d, self.width, bool(self.layout))
+            return b"".join(w.to_bytes(self.width, "little") for w in words)
         check(method == 4, "method")
         import zstandard
 
@@ -413,6 +437,243 @@ class Tensor:
             low, sign = raw.take(mantissa), raw.take(1)
             out.append((token << mantissa | low | sign << mantissa + exponent).to_bytes(self.width, "little"))
         return b"".join(out)
+
+
+# Learned blocks: what is a float here is a double, every operation of which rounds once.
+
+CURVE = [
+    1, 2, 3, 5, 8, 13, 22, 36, 60, 98, 162, 267, 439, 720, 1179, 1921, 3108, 4971, 7812, 11955, 17625, 24743, 32768, 40793, 47911,
+    53581, 57724, 60565, 62428, 63615, 64357, 64816, 65097, 65269, 65374, 65438, 65476, 65500, 65514, 65523, 65528, 65531, 65533,
+    65534, 65535,
+]
+
+
+def squash(x):
+    at, part = divmod(min(max(x + 2816, 0), 5631), 128)
+    return CURVE[at] + ((CURVE[at + 1] - CURVE[at]) * part >> 7)
+
+
+def stretches():
+    x, out = -2047, []
+    for p in range(4096):
+        while x < 2047 and squash(x) < 16 * p + 8:
+            x += 1
+        out.append(x)
+    return out
+
+
+STRETCH = stretches()
+
+
+class Mixer:
+    def __init__(self, inputs):
+        self.seen = [{} for _ in range(inputs)]
+        self.weights = [65536 // inputs] * (inputs + 1)
+
+    def code(self, coder, contexts):
+        before = [seen.get(context, (1 << 21, 0)) for seen, context in zip(self.seen, contexts)]
+        inputs = [STRETCH[chance >> 10] if count else 0 for chance, count in before] + [77]
+        total = sum(x * (w >> 2) >> 8 for x, w in zip(inputs, self.weights))
+        one = min(max(squash(total >> 6), 1), 65535)
+        bit = coder.chance(65536 - one)
+        error = 65536 - one if bit else -one
+        for i, x in enumerate(inputs):
+            self.weights[i] = min(max(self.weights[i] + (x * error + 32768 >> 16), -(1 << 20)), 1 << 20)
+        for seen, context, (chance, count) in zip(self.seen, contexts, before):
+            rate = 131072 // (2 * count + 3)
+            chance += ((1 << 22) - 1 - chance) * rate >> 16 if bit else -(chance * rate >> 16)
+            seen[context] = chance, min(count + 1, 500)
+        return bit
+
+
+NOISE = 2.5
+
+
+def dot(a, b):
+    total = 0.0
+    for x, y in zip(a, b):
+        total += x * y
+    return total
+
+
+def diagonal(rank, value):
+    return [[value if k == l else 0.0 for l in range(rank)] for k in range(rank)]
+
+
+def gain(doubt, by):
+    out = [dot(row, by) for row in doubt]
+    return out, NOISE + dot(out, by)
+
+
+def correct(state, doubt, error, gained):
+    out, spread = gained
+    step = error / spread
+    for k in range(len(state)):
+        state[k] += out[k] * step
+        share = out[k] / spread
+        for l in range(len(state)):
+            doubt[k][l] -= share * out[l]
+
+
+def solution(rank, equations):
+    matrix, right, inverse = diagonal(rank, NOISE), [0.0] * rank, diagonal(rank, 1.0)
+    for by, value in equations:
+        for k in range(rank):
+            for l in range(rank):
+                matrix[k][l] += by[k] * by[l]
+            right[k] += by[k] * value
+    for k in range(rank):
+        pivot = 1.0 / matrix[k][k]
+        matrix[k], inverse[k] = [x * pivot for x in matrix[k]], [x * pivot for x in inverse[k]]
+        for n in range(rank):
+            if n != k:
+                factor = matrix[n][k]
+                matrix[n] = [x - factor * y for x, y in zip(matrix[n], matrix[k])]
+                inverse[n] = [x - factor * y for x, y in zip(inverse[n], inverse[k])]
+    return [dot(row, right) for row in inverse], inverse
+
+
+class Subspace:
+    def __init__(self, rank, columns):
+        self.rank, self.columns, state = rank, [], 1
+        for _ in range(columns):
+            column = []
+            for _ in range(rank):
+                state ^= state << 13 & (1 << 64) - 1
+                state ^= state >> 7
+                state ^= state << 17 & (1 << 64) - 1
+                column.append((state >> 40) / 16777216 - 0.5)
+            self.columns.append(column)
+        self.doubts = [diagonal(rank, 1.0) for _ in range(columns)]
+        self.mean, self.changes, self.row, self.first, self.next = [0.0] * rank, [], 0, 0, 256
+        self.begin()
+
+    def begin(self):
+        self.mixture, self.doubt = self.mean[:], diagonal(self.rank, 1.0)
+
+    def learn(self, column, value, expected, gained):
+        correct(self.mixture, self.doubt, value - expected, gained)
+        self.changes.append((self.row, column, value))
+
+    def end_row(self):
+        for _, column, value in self.changes[self.first :]:
+            entries, doubt = self.columns[column], self.doubts[column]
+            correct(entries, doubt, value - dot(self.mixture, entries), gain(doubt, self.mixture))
+        self.mean = [mean + 0.05 * (now - mean) for mean, now in zip(self.mean, self.mixture)]
+        self.first, self.row = len(self.changes), self.row + 1
+        if len(self.changes) >= self.next:
+            self.next = len(self.changes) + len(self.changes) // 4 + 256
+            self.fit()
+        self.begin()
+
+    def fit(self):
+        mixtures = [[0.0] * self.rank for _ in range(self.row)]
+        for _ in range(2):
+            for row in {row for row, _, _ in self.changes}:
+                equations = [(self.columns[column], value) for at, column, value in self.changes if at == row]
+                mixtures[row] = solution(self.rank, equations)[0]
+            by_column = [[] for _ in self.columns]
+            for row, column, value in self.changes:
+                by_column[column].append((mixtures[row], value))
+            for column, equations in enumerate(by_column):
+                self.columns[column], inverse = solution(self.rank, equations)
+                self.doubts[column] = [[x * NOISE for x in row] for row in inverse]
+        self.mean = [0.0] * self.rank
+        for mixture in mixtures:
+            self.mean = [mean + x for mean, x in zip(self.mean, mixture)]
+        self.mean = [mean / self.row for mean in self.mean]
+
+
+def sixteenths(x):
+    top = x.bit_length() - 1
+    return 16 * top + (x >> top - 4 & 15)
+
+
+def excess(density):
+    changed, expected = density
+    return sixteenths(changed + (4 << 16)) - sixteenths(expected + (4 << 16))
+
+
+def band(x, width):
+    return min(max(x // width, -12), 11) + 12
+
+
+class Learned:
+    """The differences of a block coded word by word."""
+
+    def __init__(self, tensor, start, words, data):
+        check(tensor.row <= 1 << 14, "rows")
+        self.width, self.layout, self.row, self.start, self.words = tensor.width, tensor.layout, tensor.row, start, words
+        rank, self.limit = data.byte(), data.varint()
+        check(rank <= 8 and self.limit <= 2048, "rank or limit")
+        self.patched = data.take(data.varint())
+        self.coder = RangeDecoder(data.rest())
+        columns = min(self.row, len(words))
+        self.subspace, self.columns = Subspace(rank, columns), [(0, 0)] * columns
+        self.change, self.size, self.sign = Mixer(6), Mixer(3), Mixer(4)
+        self.sum = self.count = 0.0
+
+    def differences(self):
+        skipped, row, before, changes = self.start % self.row, (0, 0), 0, 0
+        left, column = self.row - skipped, 0 if self.row > len(self.words) else skipped
+        for place, word in enumerate(self.words):
+            if left == 0:
+                self.subspace.end_row()
+                before = excess(row) + before >> 1
+                row, column, left = (0, 0), 0, self.row
+            at, column, left = column, column + 1, left - 1
+            exponent = max(word >> self.layout[1] & (1 << self.layout[0]) - 1, 1) if self.layout else 1
+            level = self.limit - 1 - exponent
+            if level < 0:
+                continue
+            level = min(level, 47)
+            expected = dot(self.subspace.mixture, self.subspace.columns[at])
+            size = int(min(abs(expected) * 10.0, 15))
+            across, down = excess(row) + (before >> 1), excess(self.columns[at])
+            both, kind = (level, band(across + down, 4)), 0
+            if self.layout and word & (1 << self.layout[1]) - 1:
+                kind = 1 + (word >> self.layout[1] - 2 & 3)
+            chance = self.change.seen[0].get(level, (1 << 21, 0))[0] >> 6
+            contexts = level, (level, kind), (level, band(across, 3)), (level, band(down, 3)), (level, size), (*both, size)
+            changed = self.change.code(self.coder, contexts)
+            row = row[0] + (changed << 16), row[1] + chance
+            self.columns[at] = self.columns[at][0] + (changed << 16), self.columns[at][1] + chance
+            if changed:
+                changes += 1
+                check(changes <= len(self.words) // 4, "too many words changed")
+                magnitude = self.magnitude(level, both, (level, size))
+                yield place, -magnitude if self.negative(at, expected, magnitude / (1 << level)) else magnitude
+        check(self.coder.at >= len(self.coder.data), "bytes follow the last word")
+        yield from patches(self.patched, len(self.words))
+
+    def magnitude(self, level, both, size):
+        n, value = 0, 1
+        while n < 8 * self.width - 1 and self.size.code(self.coder, ((level, n), (*both, n), (*size, n))):
+            n += 1
+        for bit in reversed(range(n)):
+            if n - bit <= 3:
+                step = 64 + value
+                one = self.size.code(self.coder, ((-1 - n, step), (*both, step), (*size, step)))
+            else:
+                one = self.coder.chance(1 << 15)
+            value = value << 1 | one
+        return value
+
+    def negative(self, column, expected, update):
+        mean = self.sum / self.count if self.count else update
+        self.sum += min(update, 4.0 * mean)
+        self.count += 1.0
+        size = update / mean
+        octave, size = sum(size >= bound for bound in (0.25, 0.5, 1.0, 2.0, 4.0)), min(size, 3.0)
+        gained = gain(self.subspace.doubt, self.subspace.columns[column])
+        certain = int(min(abs(expected) / math.sqrt(gained[1]) * 6.0 + 0.5, 16))
+        loud = int(min(abs(expected) * size * 8.0 + 0.5, 16))
+        spread = sum(gained[1] >= bound for bound in (3.0, 4.0, 6.0))
+        against = self.sign.code(self.coder, (certain, (certain, octave), loud, (loud, spread)))
+        negative = against != (expected < 0.0)
+        value = math.sqrt(size)
+        self.subspace.learn(column, -value if negative else value, expected, gained)
+        return negative
 
 
 def words_of(data, width):

@@ -21,7 +21,8 @@ pub(crate) struct Compress {
     #[arg(short, long)]
     pub(crate) output: Option<String>,
     /// How hard to try: fast (the base alone), default (merged adapters are found), max (low-rank predictions of
-    /// full fine-tunes too, at some megabytes a second)
+    /// full fine-tunes too, at some megabytes a second; where few weights changed smaller still, but tens of megabytes a
+    /// second to reconstruct)
     #[arg(long, default_value_t = Effort::Default)]
     pub(crate) effort: Effort,
     /// What is kept: lossless (every byte), or int8 (of large tensors an approximation by 8-bit codes and scales: lossy,

@@ -36,7 +36,8 @@ static SPEC: Spec = Spec {
             None,
             "How hard to try; the session's sparse.effort where it is not given. fast: the base alone, from a small sample; \
              default: merged adapters are found and used as predictions; max: updates that are only roughly of low rank too, and \
-             more contexts, at some megabytes a second.",
+             more contexts, at some megabytes a second; where few weights changed smaller still, but tens of megabytes a second \
+             to reconstruct.",
         ),
         Parameter::optional(
             "adapter",
