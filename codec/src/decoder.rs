@@ -97,7 +97,7 @@ impl TensorDecoder {
             (true, false) => Adjust::Shift(Shift::take(&mut data, dtype)?),
             (false, true) => {
                 let update = Update::take(&mut data, dtype, shape, geometry.common)?;
-                Adjust::LowRank(Box::new(update))
+                Adjust::LowRank(Arc::new(update))
             }
             (true, true) => return Err(corrupt("a tensor is predicted in two ways")),
         };
@@ -120,6 +120,11 @@ impl TensorDecoder {
         } else {
             Err(corrupt("the header is too long"))
         }
+    }
+
+    /// The tensor's dtype, where it is known.
+    pub fn dtype(&self) -> Option<DType> {
+        self.dtype
     }
 
     /// Blocks of the tensor.

@@ -90,7 +90,7 @@ impl<'a> Analysis<'a> {
             if let Some(low_rank) = low_rank {
                 let common = this.geometry.common;
                 let update = Update::open(low_rank, target.dtype, target.shape, common)?;
-                this.predictor.adjust = Adjust::LowRank(Box::new(update));
+                this.predictor.adjust = Adjust::LowRank(Arc::new(update));
             } else if let Some(shift) = this.fit()? {
                 this.predictor.adjust = Adjust::Shift(shift);
             }

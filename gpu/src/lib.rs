@@ -13,6 +13,7 @@
 //! assert!(Choice::Auto.open().is_ok());
 //! ```
 
+mod blocks;
 mod choice;
 mod compute;
 mod decode;
@@ -25,11 +26,13 @@ mod measure;
 mod probe;
 mod resident;
 mod restore;
+mod ring;
 mod stats;
 mod steps;
 mod streamed;
 mod strips;
 
+pub use blocks::Blocks;
 pub use choice::Choice;
 pub use compute::Compute;
 pub use device::Device;
@@ -41,4 +44,5 @@ pub use measure::{Measurement, measure};
 pub use probe::{Absent, Found, features, probe};
 pub use resident::{Resident, Update};
 pub use restore::{Coded, Restored};
+pub use ring::OnDevice;
 pub use streamed::{Ran, Ring, predict_streamed};

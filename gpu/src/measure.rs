@@ -52,7 +52,7 @@ pub fn measure(device: &Arc<Device>, rows: u64, cols: u64) -> Result<Vec<Measure
     all.push(timed(device, "copy on the device", 4 * elements, || {
         stream.memcpy_dtod(&base, &mut out).during("copying")
     })?);
-    let mut up = device.pinned(bytes, false)?;
+    let mut up = device.pinned::<u8>(bytes, false)?;
     up.as_mut_slice().during("filling pinned memory")?.fill(0);
     all.push(timed(
         device,
@@ -60,7 +60,7 @@ pub fn measure(device: &Arc<Device>, rows: u64, cols: u64) -> Result<Vec<Measure
         2 * elements,
         || stream.memcpy_htod(&up, &mut out).during("copying"),
     )?);
-    let mut down = device.pinned(bytes, true)?;
+    let mut down = device.pinned::<u8>(bytes, true)?;
     all.push(timed(
         device,
         "the device to pinned memory",

@@ -6,10 +6,11 @@ use std::ffi::{CString, c_char, c_int};
 use cudarc::driver::sys;
 use sparse_codec::{DType, DeltaStats, EncodeOptions, Matrices};
 use sparse_gpu::{
-    Choice, Coded, Device, GpuError, Ran, Resident, Ring, Segments, Update, predict_streamed,
+    Blocks, Choice, Coded, Device, GpuError, Ran, Resident, Restored, Ring, Segments, Update,
+    predict_streamed,
 };
 
-use crate::suite::blocks::{Kind, Pair};
+use crate::suite::blocks::{Kind, Pair, decode_in_runs};
 use crate::suite::{Numbers, matrices, view};
 
 fn inject(text: &str) {
@@ -229,4 +230,73 @@ fn decoding_fails_cleanly() {
         });
         assert!(failed >= least, "{kind}: {failed}");
     }
+}
+
+/// Tensors that are decoded through one ring on several threads: the targets, or an error.
+struct Ringed(Vec<(Pair, Vec<u8>, Vec<Vec<u8>>)>);
+
+impl Ringed {
+    fn new() -> Self {
+        let kinds = [Kind::Dense, Kind::LowRank, Kind::Decayed];
+        let coded = kinds.iter().map(|kind| {
+            let pair = Pair::new(DType::BF16, 20, 300, *kind, 12);
+            let (header, blocks) = pair.encode(&EncodeOptions::default());
+            (pair, header, blocks)
+        });
+        Self(coded.collect())
+    }
+
+    fn run(&self, choice: Choice) -> Result<Restored, GpuError> {
+        let all = Blocks::with_ring(choice, 1 << 20, 2)?;
+        let decode = |(pair, header, blocks): &(Pair, Vec<u8>, Vec<Vec<u8>>)| {
+            let decoder = pair.decoder(header, &EncodeOptions::default());
+            let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+            let out = decode_in_runs(&all, &decoder, &blocks, &pair.base, pair.target.len())?;
+            assert!(out == pair.target);
+            Ok(())
+        };
+        let ended: Vec<Result<(), GpuError>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = self.0.iter().map(|t| scope.spawn(|| decode(t))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        for one in ended {
+            one?;
+        }
+        Ok(all.done())
+    }
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn a_ring_that_must_have_a_gpu_fails_cleanly() {
+    let ringed = Ringed::new();
+    for (kind, least) in [("alloc", 10), ("pinned", 5), ("launch", 3), ("lost", 100)] {
+        let failed = at_every_call(kind, || {
+            let done = ringed.run(Choice::Cuda)?;
+            assert_eq!(done, Restored { device: 3, cpu: 0 });
+            Ok(())
+        });
+        assert!(failed >= least, "{kind}: {failed}");
+    }
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn a_ring_goes_on_on_the_cpu() {
+    let ringed = Ringed::new();
+    drop(Device::open().unwrap());
+    let mut midway = 0;
+    for kind in ["alloc", "pinned", "launch", "lost"] {
+        for n in growing() {
+            inject(&format!("{kind}:{n}"));
+            let done = ringed.run(Choice::Auto).unwrap();
+            clear();
+            assert_eq!(done.device + done.cpu, 3);
+            midway += u32::from(done.device > 0 && done.device < 3);
+            if done.device == 3 {
+                break;
+            }
+        }
+    }
+    assert!(midway > 0);
 }
