@@ -133,6 +133,7 @@ impl Artifact {
         let mut reconstruct = Reconstruct::new(base, delta)
             .output(output)
             .threads(cache.threads)
+            .device(cache.device)
             .open_options(cache.options.clone())
             .cancel(cache.cancel.clone());
         if let Self::Adapter(_) = self {

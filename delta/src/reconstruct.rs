@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 use sparse_adapter::{AdapterError, PeftAdapter};
+use sparse_gpu::Choice;
 use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 
 use crate::artifact::Artifact;
@@ -39,6 +40,7 @@ pub struct Reconstruct {
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
+    device: Choice,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -55,6 +57,7 @@ impl Reconstruct {
             overwrite: false,
             dry_run: false,
             threads: None,
+            device: Choice::default(),
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -90,6 +93,13 @@ impl Reconstruct {
 
     crate::operation_setters!();
 
+    /// Where blocks are decoded: to the same bytes. A GPU decodes those of BF16, F16 and F32 tensors that are coded against a
+    /// base of the same dtype; the CPU does the rest, and merges adapters.
+    pub fn device(mut self, device: Choice) -> Self {
+        self.device = device;
+        self
+    }
+
     /// Rebuilds the model and commits it.
     pub async fn run(self) -> Result<(ReconstructOutcome, ReconstructMetrics), DeltaError> {
         let outcome = self.stage().await?.commit().await?;
@@ -124,6 +134,7 @@ impl Reconstruct {
             overwrite: self.overwrite,
             dry_run: self.dry_run,
             threads: self.threads,
+            device: self.device,
             cache: self.open.cache(),
             progress: self.progress,
             stop,
@@ -181,6 +192,7 @@ struct Job {
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
+    device: Choice,
     cache: PathBuf,
     progress: Option<Progress>,
     stop: Stop,
@@ -219,6 +231,9 @@ impl Job {
             Found::Free => Replace::Never,
             Found::Replaceable => Replace::Allow,
         };
+        let rebuild = Rebuild::new(&artifact, &self.base)
+            .map_err(|error| explain(error, &artifact, &self.base, &pool))?
+            .on(self.device)?;
         let _residency = Residency::watch(vec![Arc::clone(&self.base)]);
         let staged = match (self.dry_run, as_file) {
             (true, _) => None,
@@ -234,8 +249,10 @@ impl Job {
             as_file,
         });
         let files = self
-            .rebuild(&artifact, place.as_ref(), &pool)
+            .rebuild(&artifact, &rebuild, place.as_ref(), &pool)
             .map_err(|error| explain(error, &artifact, &self.base, &pool))?;
+        let device_blocks = rebuild.device_blocks();
+        drop(rebuild);
         let bytes = artifact.manifest.original_bytes;
         let metrics = ReconstructMetrics {
             artifact_bytes: artifact.manifest.artifact_bytes,
@@ -243,6 +260,7 @@ impl Job {
             bytes_written: if self.dry_run { 0 } else { bytes },
             files: files.len() as u64,
             threads: pool.current_num_threads(),
+            device_blocks,
             decode: self.started.elapsed(),
             elapsed: self.started.elapsed(),
         };
@@ -306,7 +324,8 @@ impl Job {
             shown: &self.dir,
             as_file: false,
         };
-        self.rebuild(&artifact, Some(&place), pool)
+        Rebuild::new(&artifact, &self.base)
+            .and_then(|rebuild| self.rebuild(&artifact, &rebuild, Some(&place), pool))
             .map_err(|error| explain(error, &artifact, &self.base, pool))?;
         let named = |error| named_as(error, &self.dir);
         let adapter = Model::open_local(scratch.path())
@@ -349,6 +368,7 @@ impl Job {
             bytes_written: if status == Status::Created { bytes } else { 0 },
             files: files.len() as u64,
             threads: pool.current_num_threads(),
+            device_blocks: 0,
             decode: self.started.elapsed(),
             elapsed: self.started.elapsed(),
         };
@@ -458,10 +478,10 @@ impl Job {
     fn rebuild(
         &self,
         artifact: &Artifact,
+        rebuild: &Rebuild<'_>,
         place: Option<&Place<'_>>,
         pool: &ThreadPool,
     ) -> Result<Vec<FileReport>, DeltaError> {
-        let rebuild = Rebuild::new(artifact, &self.base)?;
         let manifest = &artifact.manifest;
         let ticker = Ticker::new(
             self.progress.clone(),

@@ -167,6 +167,8 @@ pub struct ReconstructMetrics {
     pub files: u64,
     /// Threads that decoded.
     pub threads: usize,
+    /// Blocks that a GPU decoded.
+    pub device_blocks: u64,
     /// Wall time up to the commit, everything decoded and hashed.
     pub decode: Duration,
     /// Wall time from open to commit.
