@@ -3,7 +3,7 @@
 //! those of several slots overlap. Memory is the ring's, beside a tensor's tables and factors.
 
 use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
     CudaEvent, CudaSlice, CudaStream, DevicePtr as _, DevicePtrMut as _, PinnedHostSlice, sys,
@@ -12,6 +12,7 @@ use sparse_codec::{BlockForm, Coding, DType, Moved, TensorDecoder};
 
 use crate::error::During;
 use crate::kernels::dtype_name;
+use crate::slots::Slots;
 use crate::steps::DeviceMoved;
 use crate::strips::{DeviceTables, Staged, Strip, TableCache};
 use crate::{Device, GpuError, decode};
@@ -34,17 +35,10 @@ struct Needs {
 pub(crate) struct BlockRing {
     device: Arc<Device>,
     chunk: usize,
-    state: Mutex<State>,
-    freed: Condvar,
+    slots: Slots<Slot>,
     tables: TableCache,
     up: Arc<CudaStream>,
     down: Arc<CudaStream>,
-}
-
-struct State {
-    free: Vec<Slot>,
-    /// Slots that may still be made.
-    left: usize,
 }
 
 struct Slot {
@@ -84,11 +78,7 @@ impl BlockRing {
         Ok(Self {
             device: Arc::clone(device),
             chunk,
-            state: Mutex::new(State {
-                free: Vec::new(),
-                left: slots.max(1),
-            }),
-            freed: Condvar::new(),
+            slots: Slots::new(slots),
             tables: TableCache::default(),
             up: device.new_stream()?,
             down: device.new_stream()?,
@@ -124,24 +114,19 @@ impl BlockRing {
             return Ok((0..blocks.len()).collect());
         };
         let needs = self.needs(on_device, &run)?;
-        let mut lent = self.lend()?;
-        let Some(slot) = &mut lent.slot else {
-            return Err(GpuError::unsupported("a ring without slots"));
-        };
-        let strips = self.stage(slot, &run, base)?;
-        let Some(strips) = strips else {
+        let mut lent = self.slots.lend(|| self.slot())?;
+        let slot = lent
+            .slot()
+            .ok_or_else(|| GpuError::unsupported("a ring without slots"))?;
+        let Some(strips) = self.stage(slot, &run, base)? else {
             // More of strips than an encoder makes of so many words.
-            lent.idle = true;
             return Ok((0..blocks.len()).collect());
         };
-        lent.idle = false;
-        self.launch(slot, &run, &needs, strips.len())?;
-        slot.done.synchronize().during("waiting for a chunk")?;
-        self.device
-            .context()
-            .check_err()
-            .during("waiting for a chunk")?;
-        lent.idle = true;
+        if let Err(error) = self.work(slot, &run, &needs, strips.len()) {
+            // No copy may be under way when the buffers are used again: slices of pinned memory carry no event.
+            drain(&[&self.up, &slot.compute, &self.down]);
+            return Err(error);
+        }
         let start = decoder.target_range(first).start;
         let words = slot.down.as_slice().during("emptying the ring")?;
         for (_, range, _) in &run.blocks {
@@ -194,7 +179,7 @@ impl BlockRing {
 
     /// The tables and what moves predictions, from the device or put there now.
     fn needs(&self, on_device: &OnDevice, run: &Run<'_>) -> Result<Arc<Needs>, GpuError> {
-        let mut there = lock(&on_device.0);
+        let mut there = on_device.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(needs) = &*there {
             return Ok(Arc::clone(needs));
         }
@@ -209,36 +194,6 @@ impl BlockRing {
         self.device.settle()?;
         *there = Some(Arc::clone(&needs));
         Ok(needs)
-    }
-
-    /// A slot that is free, a new one, or the next to be free.
-    fn lend(&self) -> Result<Lent<'_>, GpuError> {
-        let mut state = lock(&self.state);
-        loop {
-            if let Some(slot) = state.free.pop() {
-                return Ok(Lent {
-                    ring: self,
-                    slot: Some(slot),
-                    idle: true,
-                });
-            }
-            if state.left > 0 {
-                state.left -= 1;
-                drop(state);
-                // Whatever comes of it, the place is given back.
-                let mut lent = Lent {
-                    ring: self,
-                    slot: None,
-                    idle: true,
-                };
-                lent.slot = Some(self.slot()?);
-                return Ok(lent);
-            }
-            state = self
-                .freed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
     }
 
     fn slot(&self) -> Result<Slot, GpuError> {
@@ -307,6 +262,22 @@ impl BlockRing {
         fill(&mut slot.up_staged, &slot.parts.bytes)?;
         fill(&mut slot.up_strips, &strips)?;
         Ok(Some(numbers))
+    }
+
+    /// Does what is staged.
+    fn work(
+        &self,
+        slot: &mut Slot,
+        run: &Run<'_>,
+        needs: &Needs,
+        strips: usize,
+    ) -> Result<(), GpuError> {
+        self.launch(slot, run, needs, strips)?;
+        slot.done.synchronize().during("waiting for a chunk")?;
+        self.device
+            .context()
+            .check_err()
+            .during("waiting for a chunk")
     }
 
     /// Queues a run's copies and kernels.
@@ -423,40 +394,17 @@ impl Slot {
     }
 }
 
-/// A slot that goes back to its ring.
-struct Lent<'r> {
-    ring: &'r BlockRing,
-    slot: Option<Slot>,
-    /// Nothing of it is under way.
-    idle: bool,
-}
-
-impl Drop for Lent<'_> {
-    fn drop(&mut self) {
-        if let (Some(slot), false) = (&self.slot, self.idle) {
-            // No copy may be under way when the buffers are used again: slices of pinned memory carry no event.
-            for stream in [&self.ring.up, &slot.compute, &self.ring.down] {
-                if let Err(error) = stream.synchronize() {
-                    tracing::debug!("leaving a GPU's ring: {error}");
-                }
-            }
+/// Waits for streams after an error.
+pub(crate) fn drain(streams: &[&Arc<CudaStream>]) {
+    for stream in streams {
+        if let Err(error) = stream.synchronize() {
+            tracing::debug!("leaving a GPU's ring: {error}");
         }
-        let mut state = lock(&self.ring.state);
-        match self.slot.take() {
-            Some(slot) => state.free.push(slot),
-            None => state.left += 1,
-        }
-        drop(state);
-        self.ring.freed.notify_one();
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Copies into pinned memory.
-fn fill<T: Copy + cudarc::driver::ValidAsZeroBits>(
+pub(crate) fn fill<T: Copy + cudarc::driver::ValidAsZeroBits>(
     to: &mut PinnedHostSlice<T>,
     from: &[T],
 ) -> Result<(), GpuError> {
@@ -469,7 +417,7 @@ fn fill<T: Copy + cudarc::driver::ValidAsZeroBits>(
 }
 
 /// Queues the copy of the first `count` to the device.
-fn send<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits>(
+pub(crate) fn send<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits>(
     stream: &Arc<CudaStream>,
     from: &PinnedHostSlice<T>,
     to: &mut CudaSlice<T>,

@@ -4,10 +4,10 @@
 use std::ffi::{CString, c_char, c_int};
 
 use cudarc::driver::sys;
-use sparse_codec::{DType, DeltaStats, EncodeOptions, Matrices};
+use sparse_codec::{DType, DeltaStats, EncodeOptions, Granularity, Int8, Matrices};
 use sparse_gpu::{
-    Blocks, Choice, Coded, Device, GpuError, Ran, Resident, Restored, Ring, Segments, Update,
-    predict_streamed,
+    Blocks, Choice, Coded, Device, GpuError, Int8Streamed, Ran, Resident, Restored, Ring, Segments,
+    Update, predict_streamed,
 };
 
 use crate::suite::blocks::{Kind, Pair, decode_in_runs};
@@ -263,6 +263,48 @@ impl Ringed {
             one?;
         }
         Ok(all.done())
+    }
+}
+
+/// Scales and words of INT8, on two threads through one ring of three slots.
+fn int8(choice: Choice) -> Result<(), GpuError> {
+    let mut numbers = Numbers(31);
+    let shape = [20, 60];
+    let (base, target) = (
+        numbers.words(DType::BF16, 1200, false),
+        numbers.words(DType::BF16, 1200, false),
+    );
+    let (base, target) = (
+        view(DType::BF16, &shape, &base),
+        view(DType::BF16, &shape, &target),
+    );
+    let streamed = Int8Streamed::with_ring(choice, 300, 3)?;
+    let work = || {
+        for granularity in [Granularity::Tensor, Granularity::Row] {
+            let slow = Int8::new(target, Some(base), granularity)?;
+            let fast = streamed.quantise(target, Some(base), granularity)?;
+            assert_eq!(fast.scales(), slow.scales());
+            assert!(streamed.rebuilt(&fast, 0..1200)? == slow.rebuilt(0..1200));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        work().and(other.join().unwrap())
+    })
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn streamed_int8_fails_cleanly_or_goes_on() {
+    for (kind, least) in [("alloc", 7), ("pinned", 6), ("launch", 20), ("lost", 200)] {
+        let failed = at_every_call(kind, || int8(Choice::Cuda));
+        assert!(failed >= least, "{kind}: {failed}");
+        for n in growing().take_while(|n| *n <= failed).step_by(3) {
+            inject(&format!("{kind}:{n}"));
+            int8(Choice::Auto).unwrap();
+            clear();
+        }
     }
 }
 
