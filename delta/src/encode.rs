@@ -10,6 +10,7 @@ use sparse_codec::{
     BlockInfo, CodecError, Distortion, EncodeOptions, Int8, LowRank, Method, Scratch,
     TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
 };
+use sparse_gpu::{GpuError, Int8Streamed};
 use sparse_store::hash::Sha256;
 use sparse_store::{Model, Pair, TensorHandle};
 
@@ -49,6 +50,7 @@ pub(crate) fn encode(
     finetune: &Model,
     pairs: &[Pair<'_>],
     mode: Mode,
+    int8: Int8Streamed,
     adapter: Option<&PeftAdapter>,
     options: &EncodeOptions,
     writer: &mut PayloadWriter,
@@ -64,6 +66,7 @@ pub(crate) fn encode(
         pairs,
         forms: &forms,
         mode,
+        int8,
         adapter,
         low_ranks: (0..pairs.len()).map(|_| None).collect(),
         wholes: (0..pairs.len()).map(|_| OnceLock::new()).collect(),
@@ -118,6 +121,8 @@ struct Encoding<'a> {
     pairs: &'a [Pair<'a>],
     forms: &'a [(Form, Option<Form>)],
     mode: Mode,
+    /// Where INT8 is computed.
+    int8: Int8Streamed,
     adapter: Option<&'a PeftAdapter>,
     /// Low-rank predictions, as training found them.
     low_ranks: Vec<Option<LowRank>>,
@@ -280,10 +285,11 @@ impl<'a> Encoding<'a> {
         };
         match self.views(unit) {
             Some((target, base)) if Int8::suits(target, base) => {
-                match Int8::new(target, base, granularity) {
+                match self.int8.quantise(target, base, granularity) {
                     Ok(int8) => Ok(Some(int8)),
-                    Err(CodecError::NotFinite { .. }) => Ok(None),
-                    Err(error) => Err(self.failed(unit, error)),
+                    Err(GpuError::Codec(CodecError::NotFinite { .. })) => Ok(None),
+                    Err(GpuError::Codec(error)) => Err(self.failed(unit, error)),
+                    Err(error) => Err(error.into()),
                 }
             }
             _ => Ok(None),
@@ -319,7 +325,7 @@ impl<'a> Encoding<'a> {
                     }
                     for start in (0..int8.elements()).step_by(WINDOW) {
                         stop.check()?;
-                        sha.update(&int8.rebuilt(start..start + WINDOW));
+                        sha.update(&self.int8.rebuilt(&int8, start..start + WINDOW)?);
                     }
                 } else if let Some(pair) = self.pairs.get(unit) {
                     sha.update(pair.target.data());

@@ -13,7 +13,8 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use sparse_delta::{Compress, Device, Reconstruct, Verify};
+use sparse_codec::Granularity;
+use sparse_delta::{Compress, Device, Mode, Reconstruct, Verify};
 use sparse_store::OpenOptions;
 
 /// What a process of this binary is asked to do, as JSON.
@@ -60,7 +61,15 @@ async fn does_as_asked() {
     let work = Path::new(word("work"));
     let device: Device = word("device").parse().unwrap();
     let (base, delta) = (text(&example("base")), text(&work.join("delta")));
-    let told = if asked["verify"] == true {
+    let told = if asked["compress"] == true {
+        let compress = Compress::new(base, text(&example("sft"))).device(device);
+        let compress = compress.mode(Mode::Int8(Granularity::Row)).threads(2);
+        let compress = compress.output(text(&work.join("out")));
+        match compress.open_options(options(work)).run().await {
+            Ok(_) => json!({ "hashes": hashes(&work.join("out")) }),
+            Err(error) => json!({ "error": error.to_string() }),
+        }
+    } else if asked["verify"] == true {
         let verify = Verify::new(delta).base(base).device(device);
         match verify.threads(2).open_options(options(work)).run().await {
             Ok(checks) => json!({ "ok": checks.iter().all(|check| check.ok) }),
@@ -110,6 +119,7 @@ impl Work {
             .args(["does_as_asked", "--ignored", "--exact", "--nocapture"])
             .env("LD_LIBRARY_PATH", self.driver.path())
             .env("SPARSE_STANDIN_FAIL", fails)
+            .env("SOURCE_DATE_EPOCH", "1700000000")
             .env(ASKED, asked.to_string())
             .output()
             .unwrap();
@@ -129,13 +139,27 @@ impl Work {
             assert!(same, "{device}, {fails}: {told} {log}");
             std::fs::remove_dir_all(&out).unwrap();
         }
+        self.nothing_left(&log);
+        told
+    }
+
+    /// Makes an INT8 delta: the hashes of its files, or an error and nothing.
+    fn int8(&self, device: &str, fails: &str) -> Value {
+        let (told, log) = self.ask(json!({ "device": device, "compress": true }), fails);
+        if told["error"].is_null() {
+            std::fs::remove_dir_all(self.folder.path().join("out")).unwrap();
+        }
+        self.nothing_left(&log);
+        told
+    }
+
+    fn nothing_left(&self, log: &str) {
         let left: Vec<String> = std::fs::read_dir(self.folder.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .filter(|name| !["cache", "delta"].contains(&name.as_str()))
             .collect();
-        assert!(left.is_empty(), "{device}, {fails}: {left:?} {log}");
-        told
+        assert!(left.is_empty(), "{left:?} {log}");
     }
 }
 
@@ -185,4 +209,24 @@ async fn a_gpu_that_must_be_there_fails_cleanly() {
     }
     // And it succeeds afterwards.
     assert!(work.rebuild("cuda", "")["error"].is_null());
+}
+
+#[tokio::test]
+async fn an_int8_delta_is_the_same_everywhere() {
+    let work = Work::new("sft").await;
+    let wanted = work.int8("cpu", "lost:0");
+    assert!(wanted["hashes"].is_object(), "{wanted}");
+    for (device, fails) in [
+        ("cuda", ""),
+        ("auto", ""),
+        ("auto", "alloc:4"),
+        ("auto", "launch:9"),
+        ("auto", "lost:700"),
+    ] {
+        assert_eq!(work.int8(device, fails), wanted, "{device} {fails}");
+    }
+    for fails in ["launch:9", "lost:700", "pinned:2"] {
+        let told = work.int8("cuda", fails);
+        assert!(told["error"].is_string(), "{fails}: {told}");
+    }
 }

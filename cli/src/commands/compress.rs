@@ -20,6 +20,7 @@ pub(super) async fn run(args: &Compress, context: &Context) -> Result<u8, Failur
         .dry_run(args.dry_run)
         .overwrite(args.overwrite)
         .threads(context.global.threads)
+        .device(context.device())
         .open_options(context.open_options(&bar))
         .progress(bar.callback())
         .cancel(context.cancel());

@@ -7,6 +7,7 @@ use std::time::Instant;
 use rayon::ThreadPool;
 use sparse_adapter::PeftAdapter;
 use sparse_codec::{Effort, EncodeOptions};
+use sparse_gpu::{Choice, Int8Streamed};
 use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 
 use super::existing::Found;
@@ -37,6 +38,7 @@ pub(super) struct Job {
     pub(super) overwrite: bool,
     pub(super) dry_run: bool,
     pub(super) threads: Option<usize>,
+    pub(super) device: Choice,
     pub(super) cache: PathBuf,
     pub(super) progress: Option<Progress>,
     pub(super) stop: Stop,
@@ -238,6 +240,10 @@ impl Job {
         dir: Option<&Path>,
         pool: &ThreadPool,
     ) -> Result<Made, DeltaError> {
+        let int8 = Int8Streamed::open(match self.mode {
+            Mode::Int8(_) => self.device,
+            Mode::Lossless => Choice::Cpu,
+        })?;
         let pairs = pool.install(|| sparse_store::pair(&self.base, &self.finetune));
         self.stop.check()?;
         let mut writer = PayloadWriter::new(dir);
@@ -265,6 +271,7 @@ impl Job {
                         &self.finetune,
                         &pairs,
                         self.mode,
+                        int8,
                         self.adapter.as_ref(),
                         &options,
                         &mut writer,
