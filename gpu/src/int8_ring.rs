@@ -157,7 +157,7 @@ impl Int8Ring {
                 let count = piece.scales.len();
                 let compute = Arc::clone(&slot.compute);
                 compute
-                    .memset_zeros(&mut slot.largest)
+                    .memset_zeros(&mut slot.largest.slice_mut(..count))
                     .during("finding INT8 scales")?;
                 fill_bad(&compute, &mut slot.bad)?;
                 launch_largest(
