@@ -10,7 +10,7 @@ use sparse_codec::{
     BlockInfo, CodecError, Distortion, EncodeOptions, Int8, LowRank, Method, Scratch,
     TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
 };
-use sparse_gpu::{GpuError, Int8Streamed};
+use sparse_gpu::{Blocks, GpuError, Int8Streamed, OnDevice};
 use sparse_store::hash::Sha256;
 use sparse_store::{Model, Pair, TensorHandle};
 
@@ -32,6 +32,12 @@ const WINDOW: usize = 4 << 20;
 /// Bytes of tensors whose statistics and predictions are found at a time.
 const TRAIN: u64 = 64 << 20;
 
+/// Where INT8 is computed, and blocks are decoded again to check them.
+pub(crate) struct Elsewhere {
+    pub(crate) int8: Int8Streamed,
+    pub(crate) blocks: Blocks,
+}
+
 /// What the encoding of all tensors leaves, beside the blocks in the payload.
 pub(crate) struct Encoded {
     pub(crate) tensors: Vec<TensorRow>,
@@ -50,7 +56,7 @@ pub(crate) fn encode(
     finetune: &Model,
     pairs: &[Pair<'_>],
     mode: Mode,
-    int8: Int8Streamed,
+    device: &Elsewhere,
     adapter: Option<&PeftAdapter>,
     options: &EncodeOptions,
     writer: &mut PayloadWriter,
@@ -66,7 +72,7 @@ pub(crate) fn encode(
         pairs,
         forms: &forms,
         mode,
-        int8,
+        device,
         adapter,
         low_ranks: (0..pairs.len()).map(|_| None).collect(),
         wholes: (0..pairs.len()).map(|_| OnceLock::new()).collect(),
@@ -121,8 +127,7 @@ struct Encoding<'a> {
     pairs: &'a [Pair<'a>],
     forms: &'a [(Form, Option<Form>)],
     mode: Mode,
-    /// Where INT8 is computed.
-    int8: Int8Streamed,
+    device: &'a Elsewhere,
     adapter: Option<&'a PeftAdapter>,
     /// Low-rank predictions, as training found them.
     low_ranks: Vec<Option<LowRank>>,
@@ -141,6 +146,7 @@ enum Ready<'a> {
         encoder: Box<TensorEncoder<'a>>,
         decoder: Box<TensorDecoder>,
         base: Option<&'a [u8]>,
+        needs: OnDevice,
     },
 }
 
@@ -285,7 +291,7 @@ impl<'a> Encoding<'a> {
         };
         match self.views(unit) {
             Some((target, base)) if Int8::suits(target, base) => {
-                match self.int8.quantise(target, base, granularity) {
+                match self.device.int8.quantise(target, base, granularity) {
                     Ok(int8) => Ok(Some(int8)),
                     Err(GpuError::Codec(CodecError::NotFinite { .. })) => Ok(None),
                     Err(GpuError::Codec(error)) => Err(self.failed(unit, error)),
@@ -325,7 +331,7 @@ impl<'a> Encoding<'a> {
                     }
                     for start in (0..int8.elements()).step_by(WINDOW) {
                         stop.check()?;
-                        sha.update(&self.int8.rebuilt(&int8, start..start + WINDOW)?);
+                        sha.update(&self.device.int8.rebuilt(&int8, start..start + WINDOW)?);
                     }
                 } else if let Some(pair) = self.pairs.get(unit) {
                     sha.update(pair.target.data());
@@ -410,6 +416,7 @@ impl<'a> Stage for Encoding<'a> {
             encoder: Box::new(encoder),
             decoder: Box::new(decoder),
             base: base.map(|b| b.data),
+            needs: OnDevice::default(),
         })
     }
 
@@ -426,6 +433,7 @@ impl<'a> Stage for Encoding<'a> {
             encoder,
             decoder,
             base,
+            needs,
         } = ready
         else {
             return Err(DeltaError::internal("a tensor without blocks has one"));
@@ -440,7 +448,12 @@ impl<'a> Stage for Encoding<'a> {
         let range = encoder.target_range(part);
         let original = encoder.expected(part);
         again.resize(range.len(), 0);
-        let decoded = decoder.decode_block(part, &bytes, *base, &mut again, &mut scratch);
+        let mut decoded = Ok(());
+        if !self.decodes_elsewhere(decoder, part, &bytes, *base, needs, &mut again)?
+            || *original != again
+        {
+            decoded = decoder.decode_block(part, &bytes, *base, &mut again, &mut scratch);
+        }
         if decoder.target_range(part) != range || *original != again || decoded.is_err() {
             let why = decoded
                 .err()
@@ -458,6 +471,26 @@ impl<'a> Stage for Encoding<'a> {
             info,
             checksum,
         })
+    }
+}
+
+impl Encoding<'_> {
+    /// Whether a device decoded a block; what it makes of it may still be wrong.
+    fn decodes_elsewhere(
+        &self,
+        decoder: &TensorDecoder,
+        part: usize,
+        bytes: &[u8],
+        base: Option<&[u8]>,
+        needs: &OnDevice,
+        out: &mut [u8],
+    ) -> Result<bool, DeltaError> {
+        let blocks = &self.device.blocks;
+        let (Some(base), Some(_)) = (base, blocks.chunk(decoder)) else {
+            return Ok(false);
+        };
+        let left = blocks.decode(needs, decoder, part, &[bytes], base, out)?;
+        Ok(left.is_empty())
     }
 }
 

@@ -61,12 +61,18 @@ async fn does_as_asked() {
     let work = Path::new(word("work"));
     let device: Device = word("device").parse().unwrap();
     let (base, delta) = (text(&example("base")), text(&work.join("delta")));
-    let told = if asked["compress"] == true {
-        let compress = Compress::new(base, text(&example("sft"))).device(device);
-        let compress = compress.mode(Mode::Int8(Granularity::Row)).threads(2);
+    let told = if let Some(mode) = asked["compress"].as_str() {
+        let finetune = example(word("finetune"));
+        let compress = Compress::new(base, text(&finetune)).device(device);
+        let granularity = (mode == "int8").then_some(Granularity::Row);
+        let mode = Mode::parse(mode, granularity).unwrap();
+        let compress = compress.mode(mode).threads(2);
         let compress = compress.output(text(&work.join("out")));
         match compress.open_options(options(work)).run().await {
-            Ok(_) => json!({ "hashes": hashes(&work.join("out")) }),
+            Ok((_, metrics)) => json!({
+                "hashes": hashes(&work.join("out")),
+                "device_blocks": metrics.device_blocks,
+            }),
             Err(error) => json!({ "error": error.to_string() }),
         }
     } else if asked["verify"] == true {
@@ -143,9 +149,10 @@ impl Work {
         told
     }
 
-    /// Makes an INT8 delta: the hashes of its files, or an error and nothing.
-    fn int8(&self, device: &str, fails: &str) -> Value {
-        let (told, log) = self.ask(json!({ "device": device, "compress": true }), fails);
+    /// Makes a delta: the hashes of its files, or an error and nothing.
+    fn compress(&self, mode: &str, device: &str, fails: &str) -> Value {
+        let asked = json!({ "device": device, "compress": mode, "finetune": self.finetune });
+        let (told, log) = self.ask(asked, fails);
         if told["error"].is_null() {
             std::fs::remove_dir_all(self.folder.path().join("out")).unwrap();
         }
@@ -212,21 +219,34 @@ async fn a_gpu_that_must_be_there_fails_cleanly() {
 }
 
 #[tokio::test]
-async fn an_int8_delta_is_the_same_everywhere() {
-    let work = Work::new("sft").await;
-    let wanted = work.int8("cpu", "lost:0");
-    assert!(wanted["hashes"].is_object(), "{wanted}");
-    for (device, fails) in [
-        ("cuda", ""),
-        ("auto", ""),
-        ("auto", "alloc:4"),
-        ("auto", "launch:9"),
-        ("auto", "lost:700"),
+async fn deltas_are_the_same_everywhere() {
+    for (finetune, mode) in [
+        ("sft", "int8"),
+        ("sft", "lossless"),
+        ("lora-merged", "lossless"),
     ] {
-        assert_eq!(work.int8(device, fails), wanted, "{device} {fails}");
-    }
-    for fails in ["launch:9", "lost:700", "pinned:2"] {
-        let told = work.int8("cuda", fails);
-        assert!(told["error"].is_string(), "{fails}: {told}");
+        let work = Work::new(finetune).await;
+        let cpu = work.compress(mode, "cpu", "lost:0");
+        assert!(cpu["hashes"].is_object(), "{cpu}");
+        assert_eq!(cpu["device_blocks"], 0);
+        for (device, fails) in [
+            ("cuda", ""),
+            ("auto", ""),
+            ("auto", "alloc:4"),
+            ("auto", "launch:9"),
+            ("auto", "lost:700"),
+        ] {
+            let told = work.compress(mode, device, fails);
+            assert_eq!(told["hashes"], cpu["hashes"], "{mode} {device} {fails}");
+            let checked = told["device_blocks"].as_u64().unwrap();
+            assert!(
+                mode == "int8" || !fails.is_empty() || checked > 10,
+                "{told}"
+            );
+        }
+        for fails in ["launch:9", "lost:700", "pinned:2"] {
+            let told = work.compress(mode, "cuda", fails);
+            assert!(told["error"].is_string(), "{fails}: {told}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Decoding the blocks of whole models wherever the choice of device leads.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use sparse_codec::TensorDecoder;
@@ -19,7 +20,7 @@ const SLOTS: usize = 8;
 ///
 /// At [`Choice::Auto`] a GPU that fails is left for good, with one line in the log, and the CPU does the rest.
 pub struct Blocks {
-    compute: Compute,
+    compute: Arc<Compute>,
     ring: Option<BlockRing>,
     device: AtomicU64,
     cpu: AtomicU64,
@@ -31,7 +32,15 @@ impl Blocks {
     /// # Errors
     /// At [`Choice::Cuda`], no GPU that can be used, and its failures.
     pub fn open(choice: Choice) -> Result<Self, GpuError> {
-        Self::with_ring(choice, CHUNK, SLOTS)
+        Self::on(&Arc::new(Compute::open(choice)?))
+    }
+
+    /// On a device that is open, shared with others that compute there: what fails is left by all.
+    ///
+    /// # Errors
+    /// Where the choice was [`Choice::Cuda`], the device's failures.
+    pub fn on(compute: &Arc<Compute>) -> Result<Self, GpuError> {
+        Self::sized(compute, CHUNK, SLOTS)
     }
 
     /// As [`Self::open`], with a ring of `slots` runs of `chunk` bytes.
@@ -39,10 +48,13 @@ impl Blocks {
     /// # Errors
     /// As [`Self::open`].
     pub fn with_ring(choice: Choice, chunk: usize, slots: usize) -> Result<Self, GpuError> {
-        let compute = Compute::open(choice)?;
+        Self::sized(&Arc::new(Compute::open(choice)?), chunk, slots)
+    }
+
+    fn sized(compute: &Arc<Compute>, chunk: usize, slots: usize) -> Result<Self, GpuError> {
         let ring = compute.attempt(|device| BlockRing::new(device, chunk, slots))?;
         Ok(Self {
-            compute,
+            compute: Arc::clone(compute),
             ring,
             device: AtomicU64::new(0),
             cpu: AtomicU64::new(0),

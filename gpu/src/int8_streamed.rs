@@ -1,6 +1,7 @@
 //! INT8 of whole models wherever the choice of device leads.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use sparse_codec::{Granularity, Int8, TensorView};
 
@@ -18,7 +19,7 @@ const SLOTS: usize = 8;
 ///
 /// At [`Choice::Auto`] a GPU that fails is left for good, with one line in the log, and the CPU does the rest.
 pub struct Int8Streamed {
-    compute: Compute,
+    compute: Arc<Compute>,
     ring: Option<Int8Ring>,
 }
 
@@ -28,7 +29,15 @@ impl Int8Streamed {
     /// # Errors
     /// At [`Choice::Cuda`], no GPU that can be used, and its failures.
     pub fn open(choice: Choice) -> Result<Self, GpuError> {
-        Self::with_ring(choice, CHUNK, SLOTS)
+        Self::on(&Arc::new(Compute::open(choice)?))
+    }
+
+    /// On a device that is open, shared with others that compute there: what fails is left by all.
+    ///
+    /// # Errors
+    /// Where the choice was [`Choice::Cuda`], the device's failures.
+    pub fn on(compute: &Arc<Compute>) -> Result<Self, GpuError> {
+        Self::sized(compute, CHUNK, SLOTS)
     }
 
     /// As [`Self::open`], with a ring of `slots` pieces of `chunk` elements.
@@ -36,9 +45,15 @@ impl Int8Streamed {
     /// # Errors
     /// As [`Self::open`].
     pub fn with_ring(choice: Choice, chunk: usize, slots: usize) -> Result<Self, GpuError> {
-        let compute = Compute::open(choice)?;
+        Self::sized(&Arc::new(Compute::open(choice)?), chunk, slots)
+    }
+
+    fn sized(compute: &Arc<Compute>, chunk: usize, slots: usize) -> Result<Self, GpuError> {
         let ring = compute.attempt(|device| Int8Ring::new(device, chunk, slots))?;
-        Ok(Self { compute, ring })
+        Ok(Self {
+            compute: Arc::clone(compute),
+            ring,
+        })
     }
 
     /// [`Int8::new`]: the scales of a difference.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rayon::ThreadPool;
 use sparse_adapter::PeftAdapter;
 use sparse_codec::{Effort, EncodeOptions};
-use sparse_gpu::{Choice, Int8Streamed};
+use sparse_gpu::{Blocks, Choice, Compute, Int8Streamed};
 use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 
 use super::existing::Found;
@@ -240,10 +240,11 @@ impl Job {
         dir: Option<&Path>,
         pool: &ThreadPool,
     ) -> Result<Made, DeltaError> {
-        let int8 = Int8Streamed::open(match self.mode {
-            Mode::Int8(_) => self.device,
-            Mode::Lossless => Choice::Cpu,
-        })?;
+        let compute = Arc::new(Compute::open(self.device)?);
+        let device = encode::Elsewhere {
+            int8: Int8Streamed::on(&compute)?,
+            blocks: Blocks::on(&compute)?,
+        };
         let pairs = pool.install(|| sparse_store::pair(&self.base, &self.finetune));
         self.stop.check()?;
         let mut writer = PayloadWriter::new(dir);
@@ -271,7 +272,7 @@ impl Job {
                         &self.finetune,
                         &pairs,
                         self.mode,
-                        int8,
+                        &device,
                         self.adapter.as_ref(),
                         &options,
                         &mut writer,
@@ -371,6 +372,7 @@ impl Job {
             tensors: tensors.len() as u64,
             blocks: encoded.blocks,
             threads: pool.current_num_threads(),
+            device_blocks: device.blocks.done().device,
             ..CompressMetrics::default()
         };
         Ok(Made {

@@ -117,7 +117,8 @@ impl Compress {
 
     crate::operation_setters!();
 
-    /// Where INT8's scales and rebuilt tensors are computed: to the same bits. Everything else of an artifact is made on the CPU.
+    /// Where INT8's scales and rebuilt tensors are computed, to the same bits, and blocks are decoded again to check them.
+    /// Everything else is done on the CPU.
     pub fn device(mut self, device: Choice) -> Self {
         self.device = device;
         self
