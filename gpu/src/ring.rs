@@ -185,7 +185,7 @@ impl BlockRing {
         }
         let needs = Arc::new(Needs {
             tables: match &run.coding {
-                Some(coding) => Some(self.tables.get(&self.device, coding.tables)?),
+                Some(coding) => Some(self.tables.get(&self.device, coding.tables, true)?),
                 None => None,
             },
             moved: DeviceMoved::new(&self.device, &run.moved)?,

@@ -214,6 +214,7 @@ impl TableCache {
         &self,
         device: &Device,
         tables: CodingTables<'_>,
+        decodes: bool,
     ) -> Result<Arc<DeviceTables>, GpuError> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = kept.iter().position(|cached| cached.is(tables)) {
@@ -222,7 +223,7 @@ impl TableCache {
             kept.push(cached);
             return Ok(found);
         }
-        let made = Arc::new(DeviceTables::new(device, tables, true)?);
+        let made = Arc::new(DeviceTables::new(device, tables, decodes)?);
         // The one that was not asked for the longest goes.
         if kept.len() == KEPT {
             kept.remove(0);

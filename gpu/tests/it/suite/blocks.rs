@@ -5,9 +5,12 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use sparse_codec::{
     Adapter, BlockForm, DType, Effort, EncodeOptions, LowRank, Moved, Scratch, SharedTables,
-    TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
+    StripCode, TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
 };
-use sparse_gpu::{Blocks, Choice, Coded, GpuError, OnDevice, Resident, Restored, Update};
+use sparse_gpu::{
+    Blocks, Choice, Coded, Compute, Encoded, Encoding, ForEncoding, GpuError, OnDevice, Resident,
+    Restored, Update,
+};
 
 use super::{DTYPES, Numbers, device, dtypes, view};
 
@@ -587,4 +590,75 @@ fn the_ring_leaves_unsound_blocks() {
     let tensor = OnDevice::default();
     let left = all.decode(&tensor, &decoder, 0, &blocks, half, &mut out);
     assert_eq!(left.unwrap(), [1, 2]);
+}
+
+/// Encodes every block of a tensor with strips from the device, to the CPU's bytes. How many blocks the device did.
+pub(crate) fn encode_all(
+    encoding: &Encoding,
+    pair: &Pair,
+    options: &EncodeOptions,
+) -> Result<usize, GpuError> {
+    let encoder = pair.encoder(options);
+    let (tensor, mut scratch) = (ForEncoding::default(), Scratch::default());
+    let mut done = 0;
+    for block in 0..encoder.blocks() {
+        let (mut slow, mut fast) = (Vec::new(), Vec::new());
+        let wanted = encoder.encode_block(block, &mut scratch, &mut slow)?;
+        let strips = encoding.strips(&tensor, &encoder, block, &pair.target, &pair.base)?;
+        let Some(strips) = strips else {
+            continue;
+        };
+        let codes: Vec<StripCode<'_>> = strips.iter().map(Encoded::code).collect();
+        let found = encoder.encode_coded(block, &codes, &mut scratch, &mut fast)?;
+        assert_eq!(
+            (found.method, found.changed),
+            (wanted.method, wanted.changed)
+        );
+        assert!(fast == slow, "block {block}");
+        done += 1;
+    }
+    Ok(done)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    #[ignore = "needs a device"]
+    fn blocks_are_encoded_to_the_bytes_of_the_cpu(
+        dtype in dtypes(),
+        (rows, cols) in sizes(),
+        kind in kinds(),
+        effort in efforts(),
+        shared in any::<bool>(),
+        seed in 1u64..,
+    ) {
+        let pair = Pair::new(dtype, rows, cols, kind, seed);
+        let options = pair.options(effort, shared);
+        let compute = Arc::new(Compute::open(Choice::Cuda).unwrap());
+        let encoding = Encoding::on(&compute).unwrap();
+        let done = encode_all(&encoding, &pair, &options).unwrap();
+        let coded = pair.encoder(&options).coding().is_some();
+        prop_assert_eq!(done, usize::from(coded));
+    }
+}
+
+/// Strips of every number of lanes, several blocks, and rows that strips cut.
+#[test]
+#[ignore = "needs a device"]
+fn strips_of_all_lanes_are_encoded() {
+    let compute = Arc::new(Compute::open(Choice::Cuda).unwrap());
+    let encoding = Encoding::on(&compute).unwrap();
+    let options = EncodeOptions::default();
+    for (rows, cols) in [(2, 70), (4, 150), (10, 280), (20, 300), (130, 1000)] {
+        let pair = Pair::new(DType::BF16, rows, cols, Kind::Dense, 3);
+        assert_eq!(encode_all(&encoding, &pair, &options).unwrap(), 1);
+    }
+    let pair = Pair::new(DType::F32, 600, 1000, Kind::Sparse(700), 5);
+    assert_eq!(encode_all(&encoding, &pair, &options).unwrap(), 2);
+    // Tables of another tensor: tokens that have no frequency are patched.
+    let tame = Pair::new(DType::BF16, 40, 300, Kind::Decayed, 6);
+    let wild = Pair::new(DType::BF16, 40, 300, Kind::Sparse(3), 7);
+    let options = tame.options(Effort::Default, true);
+    assert_eq!(encode_all(&encoding, &wild, &options).unwrap(), 1);
 }
