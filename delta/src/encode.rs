@@ -10,7 +10,7 @@ use sparse_codec::{
     BlockInfo, CodecError, Distortion, EncodeOptions, Int8, LowRank, Method, Scratch,
     TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
 };
-use sparse_gpu::{Blocks, GpuError, Int8Streamed, OnDevice};
+use sparse_gpu::{Blocks, Encoded as Strips, ForEncoding, GpuError, Int8Streamed, OnDevice};
 use sparse_store::hash::Sha256;
 use sparse_store::{Model, Pair, TensorHandle};
 
@@ -32,10 +32,11 @@ const WINDOW: usize = 4 << 20;
 /// Bytes of tensors whose statistics and predictions are found at a time.
 const TRAIN: u64 = 64 << 20;
 
-/// Where INT8 is computed, and blocks are decoded again to check them.
+/// Where INT8 is computed, and blocks are encoded and decoded again to check them.
 pub(crate) struct Elsewhere {
     pub(crate) int8: Int8Streamed,
     pub(crate) blocks: Blocks,
+    pub(crate) encoding: sparse_gpu::Encoding,
 }
 
 /// What the encoding of all tensors leaves, beside the blocks in the payload.
@@ -146,7 +147,7 @@ enum Ready<'a> {
         encoder: Box<TensorEncoder<'a>>,
         decoder: Box<TensorDecoder>,
         base: Option<&'a [u8]>,
-        needs: OnDevice,
+        on_device: (ForEncoding, OnDevice),
     },
 }
 
@@ -416,7 +417,7 @@ impl<'a> Stage for Encoding<'a> {
             encoder: Box::new(encoder),
             decoder: Box::new(decoder),
             base: base.map(|b| b.data),
-            needs: OnDevice::default(),
+            on_device: Default::default(),
         })
     }
 
@@ -433,7 +434,7 @@ impl<'a> Stage for Encoding<'a> {
             encoder,
             decoder,
             base,
-            needs,
+            on_device: (for_encoding, for_decoding),
         } = ready
         else {
             return Err(DeltaError::internal("a tensor without blocks has one"));
@@ -441,19 +442,43 @@ impl<'a> Stage for Encoding<'a> {
         let mut scratch = take(&self.scratch);
         let mut bytes: Vec<u8> = take(&self.buffers);
         let mut again: Vec<u8> = take(&self.buffers);
-        bytes.clear();
-        let info = encoder
-            .encode_block(part, &mut scratch, &mut bytes)
-            .map_err(|error| self.failed(unit, error))?;
         let range = encoder.target_range(part);
         let original = encoder.expected(part);
         again.resize(range.len(), 0);
+        bytes.clear();
+        // What one processor encodes another one decodes, where there are two.
+        let made = self.encodes_elsewhere(
+            unit,
+            encoder,
+            part,
+            *base,
+            for_encoding,
+            &mut scratch,
+            &mut bytes,
+        )?;
         let mut decoded = Ok(());
-        if !self.decodes_elsewhere(decoder, part, &bytes, *base, needs, &mut again)?
-            || *original != again
-        {
-            decoded = decoder.decode_block(part, &bytes, *base, &mut again, &mut scratch);
-        }
+        let info = match made {
+            Some(info)
+                if decoder
+                    .decode_block(part, &bytes, *base, &mut again, &mut scratch)
+                    .is_ok()
+                    && *original == *again =>
+            {
+                info
+            }
+            _ => {
+                bytes.clear();
+                let info = encoder
+                    .encode_block(part, &mut scratch, &mut bytes)
+                    .map_err(|error| self.failed(unit, error))?;
+                let elsewhere =
+                    self.decodes_elsewhere(decoder, part, &bytes, *base, for_decoding, &mut again)?;
+                if !elsewhere || *original != *again {
+                    decoded = decoder.decode_block(part, &bytes, *base, &mut again, &mut scratch);
+                }
+                info
+            }
+        };
         if decoder.target_range(part) != range || *original != again || decoded.is_err() {
             let why = decoded
                 .err()
@@ -475,6 +500,35 @@ impl<'a> Stage for Encoding<'a> {
 }
 
 impl Encoding<'_> {
+    /// Encodes a block with strips from a device, where it does them.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a block and what is known of its tensor"
+    )]
+    fn encodes_elsewhere(
+        &self,
+        unit: usize,
+        encoder: &TensorEncoder<'_>,
+        part: usize,
+        base: Option<&[u8]>,
+        needs: &ForEncoding,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<BlockInfo>, DeltaError> {
+        let (Some(base), Some((target, _))) = (base, self.views(unit)) else {
+            return Ok(None);
+        };
+        let encoding = &self.device.encoding;
+        let Some(strips) = encoding.strips(needs, encoder, part, target.data, base)? else {
+            return Ok(None);
+        };
+        let codes: Vec<_> = strips.iter().map(Strips::code).collect();
+        encoder
+            .encode_coded(part, &codes, scratch, out)
+            .map(Some)
+            .map_err(|error| self.failed(unit, error))
+    }
+
     /// Whether a device decoded a block; what it makes of it may still be wrong.
     fn decodes_elsewhere(
         &self,

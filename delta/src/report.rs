@@ -122,7 +122,7 @@ pub struct CompressMetrics {
     pub blocks: u64,
     /// Threads that encoded.
     pub threads: usize,
-    /// Blocks that a GPU decoded again to check them.
+    /// Blocks that a GPU encoded, or decoded again to check them.
     pub device_blocks: u64,
     /// Wall time from open to commit.
     pub elapsed: Duration,

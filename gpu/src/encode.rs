@@ -1,6 +1,7 @@
 //! Encoding blocks: `kernels/encode.cu`, through a ring of slots of one block each, as [`crate::Blocks`] decodes them.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
@@ -63,6 +64,7 @@ impl Encoded {
 pub struct Encoding {
     compute: Arc<Compute>,
     ring: Option<EncodeRing>,
+    done: AtomicU64,
 }
 
 impl Encoding {
@@ -75,6 +77,7 @@ impl Encoding {
         Ok(Self {
             compute: Arc::clone(compute),
             ring,
+            done: AtomicU64::new(0),
         })
     }
 
@@ -96,8 +99,17 @@ impl Encoding {
         };
         let done = self
             .compute
-            .attempt(|_| ring.encode(tensor, encoder, block, target, base))?;
-        Ok(done.flatten())
+            .attempt(|_| ring.encode(tensor, encoder, block, target, base))?
+            .flatten();
+        if done.is_some() {
+            self.done.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(done)
+    }
+
+    /// Blocks whose strips a GPU encoded.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use rayon::ThreadPool;
 use sparse_adapter::PeftAdapter;
 use sparse_codec::{Effort, EncodeOptions};
-use sparse_gpu::{Blocks, Choice, Compute, Int8Streamed};
+use sparse_gpu::{Blocks, Choice, Compute, Encoding, Int8Streamed};
 use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 
 use super::existing::Found;
@@ -244,6 +244,7 @@ impl Job {
         let device = encode::Elsewhere {
             int8: Int8Streamed::on(&compute)?,
             blocks: Blocks::on(&compute)?,
+            encoding: Encoding::on(&compute)?,
         };
         let pairs = pool.install(|| sparse_store::pair(&self.base, &self.finetune));
         self.stop.check()?;
@@ -372,7 +373,7 @@ impl Job {
             tensors: tensors.len() as u64,
             blocks: encoded.blocks,
             threads: pool.current_num_threads(),
-            device_blocks: device.blocks.done().device,
+            device_blocks: device.encoding.done() + device.blocks.done().device,
             ..CompressMetrics::default()
         };
         Ok(Made {

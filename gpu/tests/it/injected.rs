@@ -2,15 +2,16 @@
 //! For the stand-in only.
 
 use std::ffi::{CString, c_char, c_int};
+use std::sync::Arc;
 
 use cudarc::driver::sys;
 use sparse_codec::{DType, DeltaStats, EncodeOptions, Granularity, Int8, Matrices};
 use sparse_gpu::{
-    Blocks, Choice, Coded, Device, GpuError, Int8Streamed, Ran, Resident, Restored, Ring, Segments,
-    Update, predict_streamed,
+    Blocks, Choice, Coded, Compute, Device, Encoding, GpuError, Int8Streamed, Ran, Resident,
+    Restored, Ring, Segments, Update, predict_streamed,
 };
 
-use crate::suite::blocks::{Kind, Pair, decode_in_runs};
+use crate::suite::blocks::{Kind, Pair, decode_in_runs, encode_all};
 use crate::suite::{Numbers, matrices, view};
 
 fn inject(text: &str) {
@@ -303,6 +304,28 @@ fn streamed_int8_fails_cleanly_or_goes_on() {
         for n in growing().take_while(|n| *n <= failed).step_by(3) {
             inject(&format!("{kind}:{n}"));
             int8(Choice::Auto).unwrap();
+            clear();
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn encoding_fails_cleanly_or_goes_on() {
+    let pair = Pair::new(DType::BF16, 20, 300, Kind::LowRank, 8);
+    let run = |choice: Choice| {
+        let compute = Arc::new(Compute::open(choice)?);
+        encode_all(&Encoding::on(&compute)?, &pair, &EncodeOptions::default())
+    };
+    for (kind, least) in [("alloc", 9), ("pinned", 6), ("launch", 2), ("lost", 80)] {
+        let failed = at_every_call(kind, || {
+            assert_eq!(run(Choice::Cuda)?, 1);
+            Ok(())
+        });
+        assert!(failed >= least, "{kind}: {failed}");
+        for n in growing().take_while(|n| *n <= failed).step_by(3) {
+            inject(&format!("{kind}:{n}"));
+            run(Choice::Auto).unwrap();
             clear();
         }
     }
