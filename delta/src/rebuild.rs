@@ -139,7 +139,7 @@ impl<'a> Rebuild<'a> {
         })
     }
 
-    /// Decodes on a device, as far as it has kernels. Of tensors that are no blocks of their base's there are none for it.
+    /// Decodes blocks on a device, as far as it has kernels for them.
     pub(crate) fn on(mut self, device: Choice) -> Result<Self, DeltaError> {
         if device != Choice::Cpu {
             self.device = Some(Blocks::open(device)?);

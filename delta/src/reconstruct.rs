@@ -503,8 +503,13 @@ impl Job {
                 let target = opened.as_ref().map(|(file, shown)| Target { file, shown });
                 let sha256 = rebuild.file(number, target.as_ref(), pool, &self.stop, &ticker)?;
                 if sha256 != entry.sha256 {
+                    // A device that computes wrongly says nothing of it.
+                    let device = match rebuild.device_blocks() {
+                        0 => "",
+                        _ => " (a GPU took part: try the device cpu)",
+                    };
                     let problem = format!(
-                        "rebuilt from it, {:?} has SHA-256 {sha256} where the fine-tune's was {}",
+                        "rebuilt from it, {:?} has SHA-256 {sha256} where the fine-tune's was {}{device}",
                         entry.path, entry.sha256
                     );
                     return Err(DeltaError::corrupt(&artifact.dir, problem));

@@ -1,8 +1,8 @@
 //! Encoding blocks: `kernels/encode.cu`, through a ring of slots of one block each, as [`crate::Blocks`] decodes them.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
     CudaEvent, CudaSlice, CudaStream, DevicePtr as _, DevicePtrMut as _, PinnedHostSlice,
@@ -12,9 +12,9 @@ use sparse_codec::{Coding, DType, Moved, StripCode, TensorEncoder};
 
 use crate::error::During;
 use crate::kernels::{Module, dtype_name};
+use crate::needs::{Held, Needs};
 use crate::ring::{drain, fill, send};
 use crate::slots::Slots;
-use crate::steps::DeviceMoved;
 use crate::strips::{DeviceTables, Staged, Strip, TableCache};
 use crate::{Compute, Device, GpuError};
 
@@ -113,15 +113,9 @@ impl Encoding {
     }
 }
 
-/// What a tensor's blocks need on a device, put there with the first of them.
+/// What encoding a tensor's blocks needs on a device, put there with the first of them.
 #[derive(Debug, Default)]
-pub struct ForEncoding(Mutex<Option<Arc<Needs>>>);
-
-#[derive(Debug)]
-struct Needs {
-    tables: Arc<DeviceTables>,
-    moved: DeviceMoved,
-}
+pub struct ForEncoding(Held);
 
 struct EncodeRing {
     device: Arc<Device>,
@@ -211,7 +205,13 @@ impl EncodeRing {
             strips,
             bytes,
         };
-        let needs = self.needs(tensor, &run.coding)?;
+        let needs = tensor.0.get(
+            &self.device,
+            &self.tables,
+            Some(run.coding.tables),
+            false,
+            &run.coding.moved,
+        )?;
         let mut lent = self.slots.lend(|| self.slot())?;
         let slot = lent
             .slot()
@@ -222,21 +222,6 @@ impl EncodeRing {
             drain(&[&self.up, &slot.compute, &self.down]);
         }
         done
-    }
-
-    fn needs(&self, tensor: &ForEncoding, coding: &Coding<'_>) -> Result<Arc<Needs>, GpuError> {
-        let mut there = tensor.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(needs) = &*there {
-            return Ok(Arc::clone(needs));
-        }
-        let needs = Arc::new(Needs {
-            tables: self.tables.get(&self.device, coding.tables, false)?,
-            moved: DeviceMoved::new(&self.device, &coding.moved)?,
-        });
-        // They were copied in the order of the device's own stream, and other streams use them.
-        self.device.settle()?;
-        *there = Some(Arc::clone(&needs));
-        Ok(needs)
     }
 
     fn slot(&self) -> Result<Slot, GpuError> {
@@ -402,11 +387,14 @@ impl EncodeRing {
             slot.classes.device_ptr(&compute),
             slot.scratch.device_ptr_mut(&compute),
         );
+        let Some(tables) = &needs.tables else {
+            return Err(GpuError::unsupported("strips without tables"));
+        };
         launch(
             &self.device,
             &compute,
             dtype,
-            &needs.tables,
+            tables,
             &slot.strips,
             &mut slot.found,
             count,

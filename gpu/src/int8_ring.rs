@@ -209,8 +209,8 @@ impl Int8Ring {
         int8: &Int8<'_>,
         elements: Range<usize>,
     ) -> Result<Vec<u8>, GpuError> {
-        let ((dtype, target), base) = int8.words();
-        let base = base.map(|(_, data)| data);
+        let (dtype, target) = int8.target();
+        let base = int8.base().map(|(_, data)| data);
         let Scales::F32(scales) = int8.scales() else {
             return Err(GpuError::unsupported("INT8 of F64 has no kernels"));
         };

@@ -89,7 +89,8 @@ impl Int8Streamed {
     /// At [`Choice::Cuda`], failures of the device.
     pub fn rebuilt(&self, int8: &Int8<'_>, elements: Range<usize>) -> Result<Vec<u8>, GpuError> {
         let elements = elements.start.min(int8.elements())..elements.end.min(int8.elements());
-        let ((dtype, _), base) = int8.words();
+        let (dtype, _) = int8.target();
+        let base = int8.base();
         if let Some(ring) = &self.ring
             && Int8Ring::takes(Some(dtype), base.map(|(dtype, _)| Some(dtype)))
             && let Some(words) = self

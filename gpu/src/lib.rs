@@ -26,6 +26,7 @@ mod int8_streamed;
 mod kernels;
 mod lowrank;
 mod measure;
+mod needs;
 mod probe;
 mod resident;
 mod restore;

@@ -3,7 +3,7 @@
 //! those of several slots overlap. Memory is the ring's, beside a tensor's tables and factors.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use cudarc::driver::{
     CudaEvent, CudaSlice, CudaStream, DevicePtr as _, DevicePtrMut as _, PinnedHostSlice, sys,
@@ -12,24 +12,17 @@ use sparse_codec::{BlockForm, Coding, DType, Moved, TensorDecoder};
 
 use crate::error::During;
 use crate::kernels::dtype_name;
+use crate::needs::{Held, Needs};
 use crate::slots::Slots;
-use crate::steps::DeviceMoved;
-use crate::strips::{DeviceTables, Staged, Strip, TableCache};
+use crate::strips::{Staged, Strip, TableCache};
 use crate::{Device, GpuError, decode};
 
 /// Words of the shortest strip but a tensor's last.
 const LEAST_STRIP: usize = 1 << 14;
 
-/// What a tensor's blocks need on a device, put there with the first of them.
+/// What decoding a tensor's blocks needs on a device, put there with the first of them.
 #[derive(Debug, Default)]
-pub struct OnDevice(Mutex<Option<Arc<Needs>>>);
-
-#[derive(Debug)]
-struct Needs {
-    /// `None` where blocks are their predictions and nothing else.
-    tables: Option<Arc<DeviceTables>>,
-    moved: DeviceMoved,
-}
+pub struct OnDevice(Held);
 
 /// The ring.
 pub(crate) struct BlockRing {
@@ -113,7 +106,10 @@ impl BlockRing {
         let Some(run) = self.take_apart(decoder, first, blocks, base, &mut left) else {
             return Ok((0..blocks.len()).collect());
         };
-        let needs = self.needs(on_device, &run)?;
+        let tables = run.coding.as_ref().map(|coding| coding.tables);
+        let needs = on_device
+            .0
+            .get(&self.device, &self.tables, tables, true, &run.moved)?;
         let mut lent = self.slots.lend(|| self.slot())?;
         let slot = lent
             .slot()
@@ -175,25 +171,6 @@ impl BlockRing {
             }
         }
         (!run.blocks.is_empty()).then_some(run)
-    }
-
-    /// The tables and what moves predictions, from the device or put there now.
-    fn needs(&self, on_device: &OnDevice, run: &Run<'_>) -> Result<Arc<Needs>, GpuError> {
-        let mut there = on_device.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(needs) = &*there {
-            return Ok(Arc::clone(needs));
-        }
-        let needs = Arc::new(Needs {
-            tables: match &run.coding {
-                Some(coding) => Some(self.tables.get(&self.device, coding.tables, true)?),
-                None => None,
-            },
-            moved: DeviceMoved::new(&self.device, &run.moved)?,
-        });
-        // They were copied in the order of the device's own stream, and other streams use them.
-        self.device.settle()?;
-        *there = Some(Arc::clone(&needs));
-        Ok(needs)
     }
 
     fn slot(&self) -> Result<Slot, GpuError> {

@@ -168,6 +168,45 @@ fn a_model_is_rebuilt_to_the_same_bytes_everywhere() {
 }
 
 #[test]
+fn int8_is_judged_the_same_everywhere() {
+    let work = tempfile::tempdir().unwrap();
+    let (base, tuned) = (example("base"), example("sft"));
+    let judge = |standin: bool, device: &str, variables: &[(&str, &str)]| {
+        let arguments = [
+            "validate-int8",
+            &base,
+            &tuned,
+            "--json",
+            "--prompt",
+            "The cat sat on the mat.",
+            "--device",
+            device,
+            "--log",
+            "warn",
+        ];
+        on(work.path(), standin, &arguments, variables)
+    };
+    let told = |output: &Output| {
+        let mut told: serde_json::Value = serde_json::from_str(&stdout(output)).unwrap();
+        told.as_object_mut().unwrap().remove("seconds");
+        told
+    };
+    let wanted = told(&judge(true, "cpu", &[]));
+    assert!(wanted["behaviour"].is_object(), "{wanted}");
+    assert_eq!(told(&judge(true, "cuda", &[])), wanted);
+    // That a GPU computes is seen by what happens when its launches fail.
+    let failing = [("SPARSE_STANDIN_FAIL", "launch:20")];
+    let auto = judge(true, "auto", &failing);
+    assert_eq!(told(&auto), wanted);
+    let text = stderr(&auto);
+    assert!(text.contains("going on on the CPU"), "{text}");
+    let cuda = judge(true, "cuda", &failing);
+    assert_eq!(cuda.status.code(), Some(1));
+    let text = stderr(&cuda);
+    assert!(text.contains("the GPU failed"), "{text}");
+}
+
+#[test]
 fn a_diff_is_the_same_everywhere() {
     let work = tempfile::tempdir().unwrap();
     let (base, tuned) = (example("base"), example("sft"));

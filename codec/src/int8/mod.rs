@@ -357,10 +357,16 @@ impl<'a> Int8<'a> {
         })
     }
 
-    /// The tensor's dtype and words, and its base's.
+    /// The tensor's dtype and words.
     #[must_use]
-    pub fn words(&self) -> ((DType, &'a [u8]), Option<(DType, &'a [u8])>) {
-        (self.target, self.base)
+    pub fn target(&self) -> (DType, &'a [u8]) {
+        self.target
+    }
+
+    /// Those of its base.
+    #[must_use]
+    pub fn base(&self) -> Option<(DType, &'a [u8])> {
+        self.base
     }
 
     /// Whether it computes in `f64`.
