@@ -588,7 +588,7 @@ impl<'a> TensorEncoder<'a> {
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
     ) -> Result<BlockInfo, CodecError> {
-        if self.int8.is_some() || strips.len() != self.coded_words(block).len() {
+        if self.coding().is_none() || strips.len() != self.coded_words(block).len() {
             return Err(CodecError::Unsupported {
                 what: "strips that are not those of the block".into(),
             });

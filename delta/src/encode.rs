@@ -332,7 +332,8 @@ impl<'a> Encoding<'a> {
                     }
                     for start in (0..int8.elements()).step_by(WINDOW) {
                         stop.check()?;
-                        sha.update(&self.device.int8.rebuilt(&int8, start..start + WINDOW)?);
+                        // On the CPU, as blocks are: no fault of a device may become a hash.
+                        sha.update(&int8.rebuilt(start..start + WINDOW));
                     }
                 } else if let Some(pair) = self.pairs.get(unit) {
                     sha.update(pair.target.data());

@@ -132,7 +132,7 @@ impl Work {
         let said = String::from_utf8_lossy(&output.stdout);
         let told = said.lines().find_map(|line| line.split_once("told: "));
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        let (_, told) = told.unwrap_or_else(|| ("", "null"));
+        let (_, told) = told.unwrap_or(("", "null"));
         (serde_json::from_str(told).expect(&log), log)
     }
 

@@ -105,12 +105,12 @@ fn a_model_is_rebuilt_to_the_same_bytes_everywhere() {
     let (base, tuned) = (example("base"), example("sft"));
     let path = |name: &str| work.path().join(name).display().to_string();
     let (delta, out) = (path("delta"), path("out"));
-    stdout(&on(
-        work.path(),
-        false,
-        &["compress", &base, &tuned, "-o", &delta],
-        &[],
-    ));
+    let compress = [
+        "compress", &base, &tuned, "-o", &delta, "--json", "--device", "cuda",
+    ];
+    let made: serde_json::Value =
+        serde_json::from_str(&stdout(&on(work.path(), true, &compress, &[]))).unwrap();
+    assert!(made["device_blocks"].as_u64() > Some(10), "{made}");
     let wanted = files(Path::new(&tuned));
     let rebuild = |standin: bool, device: &str, variables: &[(&str, &str)]| {
         let arguments = [

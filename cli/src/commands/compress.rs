@@ -77,6 +77,7 @@ fn document(outcome: &CompressOutcome) -> serde_json::Value {
         "ratio": manifest.compression_ratio,
         "total_params": manifest.total_params,
         "changed_params": manifest.changed_params,
+        "device_blocks": outcome.metrics.device_blocks,
         "seconds": outcome.metrics.elapsed.as_secs_f64(),
         "tensors": outcome.tensors,
     })

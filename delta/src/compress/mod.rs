@@ -117,8 +117,8 @@ impl Compress {
 
     crate::operation_setters!();
 
-    /// Where INT8's scales and rebuilt tensors are computed and blocks are encoded, to the same bytes: blocks of BF16, F16 and F32
-    /// tensors that have a base of the same dtype. The CPU does the rest, and decodes again what a GPU encoded.
+    /// Where INT8's scales are found and blocks are encoded, to the same bytes: blocks of BF16, F16 and F32 tensors that have a base
+    /// of the same dtype. The CPU does the rest, and decodes again what a GPU encoded.
     pub fn device(mut self, device: Choice) -> Self {
         self.device = device;
         self
