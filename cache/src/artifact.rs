@@ -135,6 +135,7 @@ impl Artifact {
             .output(output)
             .threads(cache.threads)
             .link_from(cache.options.hub_cache.clone())
+            .device(cache.device)
             .open_options(cache.options.clone())
             .cancel(cache.cancel.clone());
         if let Self::Adapter(_) = self {

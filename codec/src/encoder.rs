@@ -12,6 +12,7 @@ use crate::{
     CodecError, DType, Effort, EncodeOptions, Scratch, TensorView,
     bits::put_varint,
     block::{BlockInfo, Method},
+    coding::{Coding, CodingTables, StripCode},
     context::Exponent,
     geometry::{BLOCK, Geometry, Relation},
     int8::{Coded, Int8},
@@ -96,7 +97,7 @@ impl<'a> Analysis<'a> {
             if let Some(low_rank) = low_rank {
                 let common = this.geometry.common;
                 let update = Update::open(low_rank, target.dtype, target.shape, common)?;
-                this.predictor.adjust = Adjust::LowRank(Box::new(update));
+                this.predictor.adjust = Adjust::LowRank(Arc::new(update));
             } else if let Some(shift) = this.fit()? {
                 this.predictor.adjust = Adjust::Shift(shift);
             }
@@ -710,11 +711,66 @@ impl<'a> TensorEncoder<'a> {
             return Ok(BlockInfo { method, changed });
         }
         match self.analysis.geometry.width {
-            1 => self.encode::<1>(block, scratch, out),
-            2 => self.encode::<2>(block, scratch, out),
-            4 => self.encode::<4>(block, scratch, out),
-            _ => self.encode::<8>(block, scratch, out),
+            1 => self.encode::<1>(block, None, scratch, out),
+            2 => self.encode::<2>(block, None, scratch, out),
+            4 => self.encode::<4>(block, None, scratch, out),
+            _ => self.encode::<8>(block, None, scratch, out),
         }
+    }
+
+    /// As [`Self::encode_block`], with the strips of [`Self::coded_words`] encoded elsewhere: to the same bytes, if they are what
+    /// this encoder would make.
+    ///
+    /// # Errors
+    /// As [`Self::encode_block`], and another number of strips.
+    pub fn encode_coded(
+        &self,
+        block: usize,
+        strips: &[StripCode<'_>],
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<BlockInfo, CodecError> {
+        if self.coding().is_none() || strips.len() != self.coded_words(block).len() {
+            return Err(CodecError::Unsupported {
+                what: "strips that are not those of the block".into(),
+            });
+        }
+        match self.analysis.geometry.width {
+            2 => self.encode::<2>(block, Some(strips), scratch, out),
+            _ => self.encode::<4>(block, Some(strips), scratch, out),
+        }
+    }
+
+    /// How strips are coded, for an encoder elsewhere; `None` where there are none or the words are none that one takes.
+    pub fn coding(&self) -> Option<Coding<'_>> {
+        if self.int8.is_some() {
+            return None;
+        }
+        Some(Coding {
+            tables: CodingTables(self.tables.as_ref()?.get()?),
+            moved: self.analysis.predictor.moved()?,
+            dtype: self
+                .analysis
+                .target
+                .dtype
+                .filter(DType::is_coded_elsewhere)?,
+            row: self.analysis.geometry.row,
+            scales: &self.scales,
+        })
+    }
+
+    /// The tensor's words of each strip of a block, for an encoder elsewhere; none where it takes none.
+    pub fn coded_words(&self, block: usize) -> Vec<Range<usize>> {
+        let words = self.analysis.geometry.block(block);
+        let coded = self.int8.is_none() && self.learned.get(block).is_none();
+        if !coded || words.end > self.analysis.geometry.common {
+            return Vec::new();
+        }
+        words
+            .clone()
+            .step_by(self.strip)
+            .map(|from| from..words.end.min(from + self.strip))
+            .collect()
     }
 
     fn encode_int8(
@@ -748,6 +804,7 @@ impl<'a> TensorEncoder<'a> {
     fn encode<const W: usize>(
         &self,
         block: usize,
+        elsewhere: Option<&[StripCode<'_>]>,
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
     ) -> Result<BlockInfo, CodecError> {
@@ -761,7 +818,10 @@ impl<'a> TensorEncoder<'a> {
         let start = out.len();
         let mut changed = words.len() as u64;
         if words.start < a.geometry.common {
-            let prediction = a.prediction(words.clone())?;
+            let prediction = match elsewhere {
+                Some(_) => None,
+                None => Some(a.prediction(words.clone())?),
+            };
             // Where the base is the prediction, the strips count as they go.
             let counted = matches!(a.predictor.adjust, Adjust::None) && self.tables.is_some();
             changed = if counted {
@@ -769,7 +829,11 @@ impl<'a> TensorEncoder<'a> {
             } else {
                 differing::<W>(target, &a.base_words(words.clone())?)
             };
-            if *prediction.words == *target {
+            let same = match (&prediction, elsewhere) {
+                (Some(prediction), _) => *prediction.words == *target,
+                (None, strips) => strips.unwrap_or_default().iter().all(|s| s.changed == 0),
+            };
+            if same {
                 out.push(Method::Same as u8);
                 let changed = self.elements(changed);
                 return Ok(BlockInfo {
@@ -791,14 +855,22 @@ impl<'a> TensorEncoder<'a> {
                     let to = words.len().min(from + self.strip);
                     strip.clear();
                     let bytes = from * W..to * W;
-                    let moved = strip::encode::<W>(
-                        &plan,
-                        words.start + from..words.start + to,
-                        (&target[bytes.clone()], &prediction.words[bytes]),
-                        prediction.classes.get(from..to).unwrap_or_default(),
-                        scratch,
-                        &mut strip,
-                    );
+                    let code = elsewhere.and_then(|strips| strips.get(from / self.strip));
+                    let moved = match (&prediction, code) {
+                        (Some(prediction), _) => strip::encode::<W>(
+                            &plan,
+                            words.start + from..words.start + to,
+                            (&target[bytes.clone()], &prediction.words[bytes]),
+                            prediction.classes.get(from..to).unwrap_or_default(),
+                            scratch,
+                            &mut strip,
+                        ),
+                        (None, Some(code)) => {
+                            strip::put(code, to - from, &mut strip);
+                            usize::try_from(code.changed).unwrap_or(0)
+                        }
+                        (None, None) => 0,
+                    };
                     if counted {
                         changed += moved as u64;
                     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 use sparse_adapter::{AdapterError, PeftAdapter};
+use sparse_gpu::Choice;
 use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 
 use crate::artifact::Artifact;
@@ -41,6 +42,7 @@ pub struct Reconstruct {
     dry_run: bool,
     link_from: Option<PathBuf>,
     threads: Option<usize>,
+    device: Choice,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -58,6 +60,7 @@ impl Reconstruct {
             dry_run: false,
             link_from: None,
             threads: None,
+            device: Choice::default(),
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -101,6 +104,13 @@ impl Reconstruct {
 
     crate::operation_setters!();
 
+    /// Where blocks are decoded: to the same bytes. A GPU decodes those of BF16, F16 and F32 tensors that are coded against a
+    /// base of the same dtype; the CPU does the rest, and merges adapters.
+    pub fn device(mut self, device: Choice) -> Self {
+        self.device = device;
+        self
+    }
+
     /// Rebuilds the model and commits it.
     pub async fn run(self) -> Result<(ReconstructOutcome, ReconstructMetrics), DeltaError> {
         let outcome = self.stage().await?.commit().await?;
@@ -136,6 +146,7 @@ impl Reconstruct {
             dry_run: self.dry_run,
             link_from: self.link_from,
             threads: self.threads,
+            device: self.device,
             cache: self.open.cache(),
             progress: self.progress,
             stop,
@@ -194,6 +205,7 @@ struct Job {
     dry_run: bool,
     link_from: Option<PathBuf>,
     threads: Option<usize>,
+    device: Choice,
     cache: PathBuf,
     progress: Option<Progress>,
     stop: Stop,
@@ -232,6 +244,9 @@ impl Job {
             Found::Free => Replace::Never,
             Found::Replaceable => Replace::Allow,
         };
+        let rebuild = Rebuild::new(&artifact, &self.base)
+            .map_err(|error| explain(error, &artifact, &self.base, &pool))?
+            .on(self.device)?;
         let _residency = Residency::watch(vec![Arc::clone(&self.base)]);
         let staged = match (self.dry_run, as_file) {
             (true, _) => None,
@@ -248,8 +263,10 @@ impl Job {
             link_from: self.link_from.as_deref(),
         });
         let files = self
-            .rebuild(&artifact, place.as_ref(), &pool)
+            .rebuild(&artifact, &rebuild, place.as_ref(), &pool)
             .map_err(|error| explain(error, &artifact, &self.base, &pool))?;
+        let device_blocks = rebuild.device_blocks();
+        drop(rebuild);
         let bytes = artifact.manifest.original_bytes;
         let metrics = ReconstructMetrics {
             artifact_bytes: artifact.manifest.artifact_bytes,
@@ -257,6 +274,7 @@ impl Job {
             bytes_written: if self.dry_run { 0 } else { bytes },
             files: files.len() as u64,
             threads: pool.current_num_threads(),
+            device_blocks,
             decode: self.started.elapsed(),
             elapsed: self.started.elapsed(),
         };
@@ -321,7 +339,8 @@ impl Job {
             as_file: false,
             link_from: None,
         };
-        self.rebuild(&artifact, Some(&place), pool)
+        Rebuild::new(&artifact, &self.base)
+            .and_then(|rebuild| self.rebuild(&artifact, &rebuild, Some(&place), pool))
             .map_err(|error| explain(error, &artifact, &self.base, pool))?;
         let named = |error| named_as(error, &self.dir);
         let adapter = Model::open_local(scratch.path())
@@ -365,6 +384,7 @@ impl Job {
             bytes_written: if status == Status::Created { bytes } else { 0 },
             files: files.len() as u64,
             threads: pool.current_num_threads(),
+            device_blocks: 0,
             decode: self.started.elapsed(),
             elapsed: self.started.elapsed(),
         };
@@ -474,10 +494,10 @@ impl Job {
     fn rebuild(
         &self,
         artifact: &Artifact,
+        rebuild: &Rebuild<'_>,
         place: Option<&Place<'_>>,
         pool: &ThreadPool,
     ) -> Result<Vec<FileReport>, DeltaError> {
-        let rebuild = Rebuild::new(artifact, &self.base)?;
         let manifest = &artifact.manifest;
         let ticker = Ticker::new(
             self.progress.clone(),
@@ -498,8 +518,13 @@ impl Job {
                 let target = opened.as_ref().map(|(file, shown)| Target { file, shown });
                 let sha256 = rebuild.file(number, target.as_ref(), pool, &self.stop, &ticker)?;
                 if sha256 != entry.sha256 {
+                    // A device that computes wrongly says nothing of it.
+                    let device = match rebuild.device_blocks() {
+                        0 => "",
+                        _ => " (a GPU took part: try the device cpu)",
+                    };
                     let problem = format!(
-                        "rebuilt from it, {:?} has SHA-256 {sha256} where the fine-tune's was {}",
+                        "rebuilt from it, {:?} has SHA-256 {sha256} where the fine-tune's was {}{device}",
                         entry.path, entry.sha256
                     );
                     return Err(DeltaError::corrupt(&artifact.dir, problem));

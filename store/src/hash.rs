@@ -60,7 +60,9 @@ pub fn sha256_file(path: &Path) -> Result<String, StoreError> {
 /// BLAKE3 of a file, in lower-case hexadecimal, on all cores, with bounded resident memory.
 pub fn blake3_file(path: &Path) -> Result<String, StoreError> {
     let map = Map::open(path)?;
-    Ok(blake3_map(&map, &mut |done| map.release(done)).to_hex().to_string())
+    Ok(blake3_map(&map, &mut |done| map.release(done))
+        .to_hex()
+        .to_string())
 }
 
 /// BLAKE3 of bytes in memory, in lower-case hexadecimal.
