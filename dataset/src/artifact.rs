@@ -11,6 +11,7 @@ use sparse_delta::{Blob, DeltaError, support};
 use sparse_store::Map;
 
 use crate::DatasetError;
+use crate::carried;
 use crate::error::During as _;
 use crate::manifest::{DatasetManifest, PAYLOAD, SplitEntry};
 use crate::split::{Coded, SplitPlan};
@@ -89,6 +90,14 @@ impl Artifact {
         Ok(Self { manifest, payload })
     }
 
+    /// The files beside the data.
+    pub(crate) fn carried(&self) -> Result<Vec<(String, Vec<u8>)>, DatasetError> {
+        match &self.manifest.carried {
+            Some(carried) => carried::read(self.payload.bytes(), carried),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// The plan of a split, its schema (`None`: the base's), and its streams.
     pub(crate) fn split(&self, entry: &SplitEntry) -> Result<Parts<'_>, DatasetError> {
         read(self.payload.bytes(), entry.plan)
@@ -148,7 +157,9 @@ pub(crate) fn stored_bytes(
     manifest: &DatasetManifest,
 ) -> Result<Vec<u64>, DatasetError> {
     let path = folder.join(PAYLOAD);
-    let end = std::fs::metadata(&path).during("read", &path)?.len();
+    let whole = std::fs::metadata(&path).during("read", &path)?.len();
+    let carried = manifest.carried.as_ref();
+    let end = carried.map_or(whole, |carried| carried.blob.offset);
     let starts: Vec<u64> = manifest.splits.iter().map(|s| s.plan.offset).collect();
     Ok(starts
         .iter()

@@ -11,6 +11,7 @@ use sparse_store::{OpenOptions, Published, Replace, Staged};
 
 use crate::DatasetError;
 use crate::artifact;
+use crate::carried::{self, Carried};
 use crate::effort::limits;
 use crate::error::During;
 use crate::input::{Dataset, Format, Rows};
@@ -19,6 +20,7 @@ use crate::manifest::{
 };
 use crate::output::{self, Writer};
 use crate::pair::{self, Pair};
+use crate::places::MetadataPlaces;
 use crate::split;
 use crate::table::LogicalHash;
 
@@ -324,7 +326,8 @@ impl Job {
             let plan = artifact::append(&mut payload, &coded, schema)?;
             entries.push(self.entry(name, rows, &pair, &coded, plan, &scratch)?);
         }
-        let key = self.key(&entries);
+        let carried = carried::append(&mut payload, &self.derivative.carried(&self.splits)?)?;
+        let key = self.key(&entries, carried.as_ref().map(|c| (c, payload.as_slice())));
         let mut manifest = DatasetManifest::new(
             (&self.base, &self.derivative),
             self.effort,
@@ -333,6 +336,7 @@ impl Job {
             sizes,
             blake3::hash(&payload),
         );
+        manifest.carried = carried;
         let stored = manifest.sealed(payload.len() as u64)?;
         self.tell("writing", 0.99);
         self.place(manifest, matching, &stored, &payload)
@@ -379,6 +383,12 @@ impl Job {
             Format::Arrow if output::has_dictionary(schema) => Format::ArrowStream,
             format => format,
         };
+        let metadata = match (format, self.file_of(&files)) {
+            (Format::Parquet, Some(path)) if rows.format() == Format::Parquet => {
+                MetadataPlaces::of(&path)?
+            }
+            _ => MetadataPlaces::default(),
+        };
         if format != rows.format() || files.is_empty() {
             files = vec![(format!("{name}.{}", format.ending()), total)];
         }
@@ -393,26 +403,31 @@ impl Job {
             hash: pair.hash().to_owned(),
             format,
             restores,
+            metadata,
             files,
             plan,
         })
     }
 
-    /// The BLAKE3 of the derivative's file, where a split has but one.
-    fn hash_of_only(&self, files: &[(String, u64)]) -> Option<String> {
-        let ([(name, _)], Some(root)) = (files, self.derivative.root()) else {
-            return None;
-        };
-        let path = if self.derivative.is_file() {
+    /// The first of the derivative's files.
+    fn file_of(&self, files: &[(String, u64)]) -> Option<PathBuf> {
+        let (name, _) = files.first()?;
+        let root = self.derivative.root()?;
+        Some(if self.derivative.is_file() {
             root.to_path_buf()
         } else {
             root.join(name)
-        };
+        })
+    }
+
+    /// The BLAKE3 of the derivative's file, where a split has but one.
+    fn hash_of_only(&self, files: &[(String, u64)]) -> Option<String> {
+        let path = self.file_of(files).filter(|_| files.len() == 1)?;
         output::hash_of(&path).ok()
     }
 
     /// What the artifact is a function of.
-    fn key(&self, entries: &[SplitEntry]) -> String {
+    fn key(&self, entries: &[SplitEntry], carried: Option<(&Carried, &[u8])>) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("sparse 2026-11 key of a dataset delta");
         let mut text = |text: &str| {
             hasher
@@ -435,6 +450,20 @@ impl Job {
             if let Restores::Bytes(hash) = &entry.restores {
                 text(hash);
             }
+            if !entry.metadata.is_both() {
+                for keys in [&entry.metadata.file, &entry.metadata.schema] {
+                    text(&keys.len().to_string());
+                    keys.iter().for_each(|key| text(key));
+                }
+            }
+        }
+        if let Some((carried, payload)) = carried {
+            for (path, bytes) in &carried.files {
+                text(path);
+                text(&bytes.to_string());
+            }
+            let start = usize::try_from(carried.blob.offset).unwrap_or(0);
+            text(blake3::hash(&payload[start..]).to_hex().as_str());
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -523,7 +552,12 @@ fn survives(
 ) -> Result<Option<String>, DatasetError> {
     let folder = tempfile::tempdir_in(scratch).during("create a folder in", scratch)?;
     let path = folder.path().join(format!("rows.{}", format.ending()));
-    let mut writer = Writer::create(&path, format, &pair.derivative.schema)?;
+    let mut writer = Writer::create(
+        &path,
+        format,
+        &pair.derivative.schema,
+        &MetadataPlaces::default(),
+    )?;
     for batch in rows.read()? {
         writer.write(&batch?)?;
     }

@@ -9,8 +9,10 @@ use sparse_delta::support::seal::{self, Sealed};
 use sparse_delta::{Blob, DeltaError};
 
 use crate::DatasetError;
+use crate::carried::Carried;
 use crate::info::DELTA_TYPE;
 use crate::input::{Dataset, Format};
+use crate::places::MetadataPlaces;
 
 /// The version of the artifact format this program writes, and the latest it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -51,6 +53,9 @@ pub struct DatasetManifest {
     /// Whether the derivative was a single file rather than a folder.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub single_file: bool,
+    /// Files beside the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<Carried>,
     /// The splits, in order.
     pub splits: Vec<SplitEntry>,
     /// BLAKE3 of `payload.bin`.
@@ -146,6 +151,9 @@ pub struct SplitEntry {
     /// What of its files comes back.
     #[serde(default, skip_serializing_if = "Restores::is_rows")]
     pub restores: Restores,
+    /// Where its Parquet files have the metadata of the schema.
+    #[serde(default, skip_serializing_if = "MetadataPlaces::is_both")]
+    pub metadata: MetadataPlaces,
     /// Its files in order: path below the dataset, and rows.
     pub files: Vec<(String, u64)>,
     /// Where its plan is in `payload.bin`: schema, programs, and the streams that follow it.
@@ -231,6 +239,7 @@ impl DatasetManifest {
             num_new_samples: splits.iter().map(|split| split.new).sum(),
             size_stats,
             single_file: sides.1.is_file(),
+            carried: None,
             splits,
             payload: payload.to_hex().to_string(),
             seal: String::new(),
@@ -297,6 +306,15 @@ impl DatasetManifest {
             if rows != split.rows || split.files.is_empty() {
                 return Err(format!("the rows of split {:?} do not add up", split.name));
             }
+        }
+        for (path, _) in self.carried.iter().flat_map(|carried| &carried.files) {
+            sparse_store::check_relative(path).map_err(|error| error.to_string())?;
+            if !paths.insert(path) {
+                return Err(format!("path {path:?} occurs twice"));
+            }
+        }
+        if self.single_file && self.carried.is_some() {
+            return Err("a single file has others beside it".to_owned());
         }
         if self.single_file && (self.splits.len() != 1 || self.splits[0].files.len() != 1) {
             return Err("a single file has several".to_owned());

@@ -15,6 +15,7 @@ use parquet::file::properties::WriterProperties;
 use crate::DatasetError;
 use crate::error::During;
 use crate::input::Format;
+use crate::places::MetadataPlaces;
 
 /// Level of zstd in Parquet files.
 const LEVEL: i32 = 3;
@@ -82,6 +83,7 @@ impl Writer {
         path: &Path,
         format: Format,
         schema: &SchemaRef,
+        places: &MetadataPlaces,
     ) -> Result<Self, DatasetError> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).during("create", folder)?;
@@ -89,12 +91,14 @@ impl Writer {
         let file = BufWriter::new(File::create(path).during("create", path)?);
         Ok(match format {
             Format::Parquet => {
+                let (carried, list) = places.split(schema);
                 let properties = WriterProperties::builder()
                     .set_compression(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?))
+                    .set_key_value_metadata((!list.is_empty()).then_some(list))
                     .build();
                 Self::Parquet(Box::new(ArrowWriter::try_new(
                     file,
-                    std::sync::Arc::clone(schema),
+                    carried,
                     Some(properties),
                 )?))
             }

@@ -10,6 +10,7 @@ use sparse_store::{OpenOptions, Replace, Staged, safe_join};
 
 use crate::DatasetError;
 use crate::artifact::Artifact;
+use crate::carried;
 use crate::compress::{Input, MEMORY, MIN_MEMORY};
 use crate::input::{Dataset, Rows};
 use crate::manifest::{DatasetManifest, Restores, SplitEntry};
@@ -217,12 +218,13 @@ impl Job {
         let mut inputs = vec![("delta", self.folder.as_path())];
         inputs.extend(self.base.root().map(|root| ("base dataset", root)));
         support::refuse_inputs(&target, &inputs)?;
+        let beside = artifact.carried()?;
         let mut staged = None;
         if self.dry_run {
             outcome.status = Status::DryRun;
             outcome.path = None;
         } else {
-            match self.look(&target, &outcome.manifest)? {
+            match self.look(&target, &outcome.manifest, &beside)? {
                 None => outcome.status = Status::Exists,
                 Some(replace) => {
                     let place = if outcome.manifest.single_file {
@@ -242,6 +244,9 @@ impl Job {
                 }
                 let place = staged.as_ref().map(|(staged, _)| staged.path());
                 self.split(&artifact, entry, place, outcome.manifest.single_file)?;
+            }
+            if let Some((staged, _)) = &staged {
+                carried::write(staged.path(), &beside)?;
             }
         }
         Ok(StagedDataset {
@@ -331,7 +336,12 @@ impl Job {
                 None => None,
             };
             let mut writer = match &file {
-                Some(file) => Some(Writer::create(file, entry.format, &schema)?),
+                Some(file) => Some(Writer::create(
+                    file,
+                    entry.format,
+                    &schema,
+                    &entry.metadata,
+                )?),
                 None => None,
             };
             for (from, to) in split::pieces(end - start) {
@@ -373,6 +383,7 @@ impl Job {
         &self,
         target: &Path,
         manifest: &DatasetManifest,
+        beside: &[(String, Vec<u8>)],
     ) -> Result<Option<Replace>, DatasetError> {
         match support::occupant(target)? {
             Occupant::Nothing | Occupant::EmptyDir => return Ok(Some(Replace::Allow)),
@@ -384,7 +395,7 @@ impl Job {
             }
             Occupant::File | Occupant::Dir => {}
         }
-        if is_there(target, manifest) {
+        if is_there(target, manifest) && carried::are_there(target, beside) {
             return Ok(None);
         }
         if !manifest.single_file && !only_holds(target, manifest) {
@@ -464,12 +475,7 @@ fn is_there(target: &Path, manifest: &DatasetManifest) -> bool {
 
 /// Whether a folder holds no file but those of the dataset. What cannot be listed, and a link to a folder, may be anything.
 fn only_holds(target: &Path, manifest: &DatasetManifest) -> bool {
-    let known: std::collections::HashSet<&str> = manifest
-        .splits
-        .iter()
-        .flat_map(|split| &split.files)
-        .map(|(path, _)| path.as_str())
-        .collect();
+    let known: std::collections::HashSet<&str> = carried::paths(manifest).collect();
     let mut folders = vec![(target.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = folders.pop() {
         let Ok(entries) = std::fs::read_dir(&folder) else {
