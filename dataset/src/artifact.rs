@@ -13,6 +13,7 @@ use sparse_store::Map;
 use crate::DatasetError;
 use crate::carried;
 use crate::error::During as _;
+use crate::exact;
 use crate::manifest::{DatasetManifest, PAYLOAD, SplitEntry};
 use crate::split::{Coded, SplitPlan};
 
@@ -90,6 +91,20 @@ impl Artifact {
         Ok(Self { manifest, payload })
     }
 
+    /// The recipes of the files of a split.
+    pub(crate) fn recipes(
+        &self,
+        entry: &SplitEntry,
+        schema: &SchemaRef,
+    ) -> Result<Option<Vec<u8>>, DatasetError> {
+        let Some(blob) = entry.recipes else {
+            return Ok(None);
+        };
+        let outside = || DatasetError::damaged("recipes of files lie outside the payload");
+        let packed = within(self.payload.bytes(), blob.offset, blob.size).ok_or_else(outside)?;
+        exact::unpack(packed, blob.raw, schema).map(Some)
+    }
+
     /// The files beside the data.
     pub(crate) fn carried(&self) -> Result<Vec<(String, Vec<u8>)>, DatasetError> {
         match &self.manifest.carried {
@@ -107,14 +122,17 @@ impl Artifact {
 /// The plan of a split, its schema (`None`: the base's), and its streams.
 type Parts<'a> = (SplitPlan, Option<SchemaRef>, Vec<&'a [u8]>);
 
+/// Some bytes of a payload; `None` if they lie outside.
+pub(crate) fn within(payload: &[u8], offset: u64, size: u64) -> Option<&[u8]> {
+    let start = usize::try_from(offset).ok()?;
+    let end = start.checked_add(usize::try_from(size).ok()?)?;
+    payload.get(start..end)
+}
+
 /// What [`append`] has written.
 pub(crate) fn read(bytes: &[u8], plan: Blob) -> Result<Parts<'_>, DatasetError> {
     let outside = || DatasetError::damaged("a split lies outside the payload");
-    let range = |start: u64, size: u64| {
-        let start = usize::try_from(start).ok()?;
-        let end = start.checked_add(usize::try_from(size).ok()?)?;
-        bytes.get(start..end)
-    };
+    let range = |start: u64, size: u64| within(bytes, start, size);
     let Blob {
         offset, size, raw, ..
     } = plan;

@@ -8,6 +8,7 @@ use sparse_delta::Blob;
 use sparse_store::safe_join;
 
 use crate::DatasetError;
+use crate::artifact::within;
 use crate::error::During as _;
 use crate::manifest::DatasetManifest;
 
@@ -81,10 +82,7 @@ pub(crate) fn read(
         return Err(damaged());
     }
     let place = |at: u64| usize::try_from(at).ok();
-    let packed = place(offset)
-        .zip(offset.checked_add(size).and_then(place))
-        .and_then(|(start, end)| payload.get(start..end))
-        .ok_or_else(damaged)?;
+    let packed = within(payload, offset, size).ok_or_else(damaged)?;
     let all =
         zstd::bulk::decompress(packed, place(raw).ok_or_else(damaged)?).map_err(|_| damaged())?;
     let mut rest = all.as_slice();

@@ -321,6 +321,8 @@ impl Job {
             hash: pair.hash().to_owned(),
             format: self.rows.format(),
             restores: Restores::Rows,
+            why: None,
+            recipes: None,
             metadata: MetadataPlaces::default(),
             files: vec![(format!("{}.{}", self.name, Format::Parquet.ending()), rows)],
             plan,

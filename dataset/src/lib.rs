@@ -14,6 +14,7 @@ mod diff;
 mod effort;
 mod error;
 mod estimate;
+mod exact;
 mod free;
 mod gate;
 mod info;
@@ -33,7 +34,7 @@ mod table;
 mod verify;
 
 pub use carried::Carried;
-pub use compress::{Compress, CompressOutcome, Input, StagedDelta};
+pub use compress::{Compress, CompressOutcome, Input, Restore, StagedDelta};
 pub use diff::{ColumnDiff, Diff, DiffOp, DiffRow, DiffSummary, HTML_ROWS, Report, SplitDiff};
 pub use error::DatasetError;
 pub use estimate::{DatasetDeltaStats, Estimate, EstimateOutcome};

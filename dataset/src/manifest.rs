@@ -95,8 +95,34 @@ pub enum Restores {
     /// The schema and the rows, in files written anew: Parquet and Arrow files can be written in many ways.
     #[default]
     Rows,
-    /// The file too, byte for byte; this is its BLAKE3.
-    Bytes(String),
+    /// The files too, byte for byte; these are their BLAKE3.
+    Bytes(#[serde(with = "one_or_more")] Vec<String>),
+}
+
+/// One hash as a string, several as a list.
+mod one_or_more {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(hashes: &[String], to: S) -> Result<S::Ok, S::Error> {
+        match hashes {
+            [hash] => hash.serialize(to),
+            hashes => hashes.serialize(to),
+        }
+    }
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Hashes {
+        One(String),
+        More(Vec<String>),
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+        Ok(match Hashes::deserialize(from)? {
+            Hashes::One(hash) => vec![hash],
+            Hashes::More(hashes) => hashes,
+        })
+    }
 }
 
 impl Restores {
@@ -151,6 +177,12 @@ pub struct SplitEntry {
     /// What of its files comes back.
     #[serde(default, skip_serializing_if = "Restores::is_rows")]
     pub restores: Restores,
+    /// Why not its bytes, where that was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Where the recipes of its Parquet files are in `payload.bin`, if their bytes come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipes: Option<Blob>,
     /// Where its Parquet files have the metadata of the schema.
     #[serde(default, skip_serializing_if = "MetadataPlaces::is_both")]
     pub metadata: MetadataPlaces,
@@ -302,6 +334,14 @@ impl DatasetManifest {
                     return Err(format!("path {path:?} occurs twice"));
                 }
                 rows = rows.checked_add(*count).ok_or("sizes overflow")?;
+            }
+            if let Restores::Bytes(hashes) = &split.restores
+                && hashes.len() != split.files.len()
+            {
+                return Err(format!(
+                    "the hashes of split {:?} are not as many as its files",
+                    split.name
+                ));
             }
             if rows != split.rows || split.files.is_empty() {
                 return Err(format!("the rows of split {:?} do not add up", split.name));

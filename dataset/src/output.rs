@@ -69,6 +69,29 @@ pub(crate) fn hash_of(path: &Path) -> Result<String, DatasetError> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// Makes a file, or only its bytes; their BLAKE3.
+pub(crate) fn make(
+    path: Option<&Path>,
+    write: impl FnOnce(&mut dyn std::io::Write) -> Result<(), DatasetError>,
+) -> Result<String, DatasetError> {
+    let Some(path) = path else {
+        let mut hasher = blake3::Hasher::new();
+        write(&mut hasher)?;
+        return Ok(hasher.finalize().to_hex().to_string());
+    };
+    let mut file = create(path)?;
+    write(&mut file)?;
+    file.flush().during("write", path)?;
+    hash_of(path)
+}
+
+fn create(path: &Path) -> Result<BufWriter<File>, DatasetError> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).during("create", folder)?;
+    }
+    Ok(BufWriter::new(File::create(path).during("create", path)?))
+}
+
 /// A file in the making.
 pub(crate) enum Writer {
     Parquet(Box<ArrowWriter<BufWriter<File>>>),
@@ -85,10 +108,7 @@ impl Writer {
         schema: &SchemaRef,
         places: &MetadataPlaces,
     ) -> Result<Self, DatasetError> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).during("create", folder)?;
-        }
-        let file = BufWriter::new(File::create(path).during("create", path)?);
+        let file = create(path)?;
         Ok(match format {
             Format::Parquet => {
                 let (carried, list) = places.split(schema);
