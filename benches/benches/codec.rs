@@ -60,8 +60,9 @@ fn encode<'a>(
         shared: Some(shared.clone()),
         ..options.clone()
     };
+    // As the artifact's writer does it: tensors in parallel, and the blocks of each.
     let tensors = views
-        .iter()
+        .par_iter()
         .zip(&low_ranks)
         .map(|((target, base), low_rank)| {
             let encoder =
@@ -89,7 +90,7 @@ fn encode<'a>(
 fn decode(encoded: &Encoded<'_>, out: &mut [u8]) -> Result<(), Failure> {
     let decoders = encoded
         .tensors
-        .iter()
+        .par_iter()
         .map(|t| {
             TensorDecoder::new(
                 t.target.dtype,

@@ -123,6 +123,7 @@ impl Artifact {
             let mut reconstruct = SvdReconstruct::new(base, delta)
                 .output(output)
                 .threads(cache.threads)
+                .link_from(cache.options.hub_cache.clone())
                 .open_options(cache.options.clone())
                 .cancel(cache.cancel.clone());
             if let Some(progress) = &cache.progress {
@@ -133,6 +134,8 @@ impl Artifact {
         let mut reconstruct = Reconstruct::new(base, delta)
             .output(output)
             .threads(cache.threads)
+            .link_from(cache.options.hub_cache.clone())
+            .device(cache.device)
             .open_options(cache.options.clone())
             .cancel(cache.cancel.clone());
         if let Self::Adapter(_) = self {

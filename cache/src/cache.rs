@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
-use sparse_delta::{CancelToken, Progress};
+use sparse_delta::{CancelToken, Device, Progress};
 use sparse_store::OpenOptions;
 
 use crate::CacheError;
@@ -42,6 +42,7 @@ pub struct DeltaCache {
     low_water: f64,
     pub(crate) max_workers: usize,
     pub(crate) threads: usize,
+    pub(crate) device: Device,
     pub(crate) patience: Duration,
     pub(crate) options: OpenOptions,
     pub(crate) progress: Option<Progress>,
@@ -136,6 +137,7 @@ impl DeltaCache {
             low_water: LOW_WATER,
             max_workers: 2,
             threads: 0,
+            device: Device::default(),
             patience: Duration::from_secs(600),
             options,
             progress: None,
@@ -189,6 +191,13 @@ impl DeltaCache {
     #[must_use]
     pub fn max_workers(mut self, workers: usize) -> Self {
         self.max_workers = workers.max(1);
+        self
+    }
+
+    /// Where models are rebuilt, as for [`sparse_delta::Reconstruct`].
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
         self
     }
 

@@ -89,6 +89,21 @@ pub enum BlockForm<'a> {
     Other(Method),
 }
 
+/// A strip as an encoder elsewhere makes it.
+#[derive(Clone, Copy, Debug)]
+pub struct StripCode<'a> {
+    /// Words that differ from their predictions.
+    pub changed: u64,
+    /// Lanes of the coder: 1, 2, 4, ..., 64.
+    pub lanes: usize,
+    /// States (32 bits a lane) and words (16 bits) of the coder; `None` where every token is 0.
+    pub coded: Option<(&'a [u8], &'a [u8])>,
+    /// Raw bits.
+    pub raw: &'a [u8],
+    /// Patches: places in the strip, which ascend, and differences other than zero.
+    pub patches: &'a [(u32, i64)],
+}
+
 /// A strip's parts; their sizes agree with the block's, and nothing else of them is known to be sound.
 #[derive(Clone, Debug)]
 pub struct StripForm<'a> {

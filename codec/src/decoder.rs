@@ -98,7 +98,7 @@ impl TensorDecoder {
             (true, false) => Adjust::Shift(Shift::take(&mut data, dtype)?),
             (false, true) => {
                 let update = Update::take(&mut data, dtype, shape, geometry.common)?;
-                Adjust::LowRank(Box::new(update))
+                Adjust::LowRank(Arc::new(update))
             }
             (true, true) => return Err(corrupt("a tensor is predicted in two ways")),
         };
@@ -121,6 +121,11 @@ impl TensorDecoder {
         } else {
             Err(corrupt("the header is too long"))
         }
+    }
+
+    /// The tensor's dtype, where it is known.
+    pub fn dtype(&self) -> Option<DType> {
+        self.dtype
     }
 
     /// Blocks of the tensor.

@@ -12,6 +12,7 @@ use crate::{
     CodecError, DType, Effort, EncodeOptions, Scratch, TensorView,
     bits::put_varint,
     block::{BlockInfo, Method},
+    coding::{Coding, CodingTables, StripCode},
     context::Exponent,
     geometry::{BLOCK, Geometry, Relation},
     int8::{Coded, Int8},
@@ -39,6 +40,8 @@ pub(crate) const LOW_RANK: u8 = 4;
 pub(crate) const EXACT: u8 = 8;
 /// Header byte: the tensor is quantised, and nothing else is said of it but granularity and scales.
 pub(crate) const INT8: u8 = 16;
+/// Bytes of a target that a sample goes over before it says so.
+const PIECE: usize = 1 << 20;
 /// Words from which a tensor may be moved, and the runs of words that are looked at for it.
 const LEAST_SHIFTED: usize = 1 << 13;
 const RUN: usize = 256;
@@ -91,7 +94,7 @@ impl<'a> Analysis<'a> {
             if let Some(low_rank) = low_rank {
                 let common = this.geometry.common;
                 let update = Update::open(low_rank, target.dtype, target.shape, common)?;
-                this.predictor.adjust = Adjust::LowRank(Box::new(update));
+                this.predictor.adjust = Adjust::LowRank(Arc::new(update));
             } else if let Some(shift) = this.fit()? {
                 this.predictor.adjust = Adjust::Shift(shift);
             }
@@ -169,9 +172,16 @@ impl<'a> Analysis<'a> {
         Ok(())
     }
 
-    /// Rows of about `words` words in all, spread evenly.
-    pub(crate) fn sample(&self, words: usize, effort: Effort) -> Result<Sample, CodecError> {
+    /// Rows of about `words` words in all, spread evenly. `seen` is told what was read, a piece at a time.
+    pub(crate) fn sample(
+        &self,
+        words: usize,
+        effort: Effort,
+        seen: &Seen<'_>,
+    ) -> Result<Sample, CodecError> {
         let rows = self.geometry.rows();
+        let row_bytes = self.geometry.row * self.geometry.width;
+        let mut told = 0;
         let mut step = rows
             .div_ceil((words / self.geometry.row.max(1)).max(1))
             .max(1);
@@ -179,6 +189,13 @@ impl<'a> Analysis<'a> {
         let mut look = |number: usize| {
             let mut row = Row::default();
             self.fill(number, &mut row, &mut counter)?;
+            let start = number * row_bytes;
+            // The second time through, it begins at the first row again.
+            told = if start < told { start } else { told };
+            if start + row_bytes - told >= PIECE {
+                seen(told..self.target.data.len().min(start + row_bytes));
+                told = start + row_bytes;
+            }
             Ok(row)
         };
         // Every other one first: where rows change all over they say enough.
@@ -539,14 +556,16 @@ impl<'a> TensorEncoder<'a> {
         let mut tables = match shared {
             Some(shared) => Tables::Shared(Arc::clone(shared), geometry.width, layered),
             None => {
-                let sample = self
-                    .analysis
-                    .sample(4 * trainer::sample_words(options.effort), options.effort)?;
+                let sample = self.analysis.sample(
+                    4 * trainer::sample_words(options.effort),
+                    options.effort,
+                    seen,
+                )?;
                 match trainer::tables(&[sample], options.effort) {
                     Some(set) => Tables::Own(Box::new(set)),
                     // The sample shows no change: tables for whatever the rest holds.
                     None => {
-                        let all = self.analysis.sample(usize::MAX, Effort::Max)?;
+                        let all = self.analysis.sample(usize::MAX, Effort::Max, seen)?;
                         match trainer::tables(&[all], options.effort) {
                             Some(set) => Tables::Own(Box::new(set)),
                             None => return Ok(()),
@@ -688,11 +707,66 @@ impl<'a> TensorEncoder<'a> {
             return Ok(BlockInfo { method, changed });
         }
         match self.analysis.geometry.width {
-            1 => self.encode::<1>(block, scratch, out),
-            2 => self.encode::<2>(block, scratch, out),
-            4 => self.encode::<4>(block, scratch, out),
-            _ => self.encode::<8>(block, scratch, out),
+            1 => self.encode::<1>(block, None, scratch, out),
+            2 => self.encode::<2>(block, None, scratch, out),
+            4 => self.encode::<4>(block, None, scratch, out),
+            _ => self.encode::<8>(block, None, scratch, out),
         }
+    }
+
+    /// As [`Self::encode_block`], with the strips of [`Self::coded_words`] encoded elsewhere: to the same bytes, if they are what
+    /// this encoder would make.
+    ///
+    /// # Errors
+    /// As [`Self::encode_block`], and another number of strips.
+    pub fn encode_coded(
+        &self,
+        block: usize,
+        strips: &[StripCode<'_>],
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<BlockInfo, CodecError> {
+        if self.coding().is_none() || strips.len() != self.coded_words(block).len() {
+            return Err(CodecError::Unsupported {
+                what: "strips that are not those of the block".into(),
+            });
+        }
+        match self.analysis.geometry.width {
+            2 => self.encode::<2>(block, Some(strips), scratch, out),
+            _ => self.encode::<4>(block, Some(strips), scratch, out),
+        }
+    }
+
+    /// How strips are coded, for an encoder elsewhere; `None` where there are none or the words are none that one takes.
+    pub fn coding(&self) -> Option<Coding<'_>> {
+        if self.int8.is_some() {
+            return None;
+        }
+        Some(Coding {
+            tables: CodingTables(self.tables.as_ref()?.get()?),
+            moved: self.analysis.predictor.moved()?,
+            dtype: self
+                .analysis
+                .target
+                .dtype
+                .filter(DType::is_coded_elsewhere)?,
+            row: self.analysis.geometry.row,
+            scales: &self.scales,
+        })
+    }
+
+    /// The tensor's words of each strip of a block, for an encoder elsewhere; none where it takes none.
+    pub fn coded_words(&self, block: usize) -> Vec<Range<usize>> {
+        let words = self.analysis.geometry.block(block);
+        let coded = self.int8.is_none() && self.learned.get(block).is_none();
+        if !coded || words.end > self.analysis.geometry.common {
+            return Vec::new();
+        }
+        words
+            .clone()
+            .step_by(self.strip)
+            .map(|from| from..words.end.min(from + self.strip))
+            .collect()
     }
 
     fn encode_int8(
@@ -726,6 +800,7 @@ impl<'a> TensorEncoder<'a> {
     fn encode<const W: usize>(
         &self,
         block: usize,
+        elsewhere: Option<&[StripCode<'_>]>,
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
     ) -> Result<BlockInfo, CodecError> {
@@ -739,7 +814,10 @@ impl<'a> TensorEncoder<'a> {
         let start = out.len();
         let mut changed = words.len() as u64;
         if words.start < a.geometry.common {
-            let prediction = a.prediction(words.clone())?;
+            let prediction = match elsewhere {
+                Some(_) => None,
+                None => Some(a.prediction(words.clone())?),
+            };
             // Where the base is the prediction, the strips count as they go.
             let counted = matches!(a.predictor.adjust, Adjust::None) && self.tables.is_some();
             changed = if counted {
@@ -747,7 +825,11 @@ impl<'a> TensorEncoder<'a> {
             } else {
                 differing::<W>(target, &a.base_words(words.clone())?)
             };
-            if *prediction.words == *target {
+            let same = match (&prediction, elsewhere) {
+                (Some(prediction), _) => *prediction.words == *target,
+                (None, strips) => strips.unwrap_or_default().iter().all(|s| s.changed == 0),
+            };
+            if same {
                 out.push(Method::Same as u8);
                 let changed = self.elements(changed);
                 return Ok(BlockInfo {
@@ -769,14 +851,22 @@ impl<'a> TensorEncoder<'a> {
                     let to = words.len().min(from + self.strip);
                     strip.clear();
                     let bytes = from * W..to * W;
-                    let moved = strip::encode::<W>(
-                        &plan,
-                        words.start + from..words.start + to,
-                        (&target[bytes.clone()], &prediction.words[bytes]),
-                        prediction.classes.get(from..to).unwrap_or_default(),
-                        scratch,
-                        &mut strip,
-                    );
+                    let code = elsewhere.and_then(|strips| strips.get(from / self.strip));
+                    let moved = match (&prediction, code) {
+                        (Some(prediction), _) => strip::encode::<W>(
+                            &plan,
+                            words.start + from..words.start + to,
+                            (&target[bytes.clone()], &prediction.words[bytes]),
+                            prediction.classes.get(from..to).unwrap_or_default(),
+                            scratch,
+                            &mut strip,
+                        ),
+                        (None, Some(code)) => {
+                            strip::put(code, to - from, &mut strip);
+                            usize::try_from(code.changed).unwrap_or(0)
+                        }
+                        (None, None) => 0,
+                    };
                     if counted {
                         changed += moved as u64;
                     }

@@ -1,6 +1,6 @@
 //! Where predictions come from: the base's words, cast where dtypes differ, then perhaps moved. Encoder and decoder share it.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use crate::{
     CodecError, DType,
@@ -20,7 +20,7 @@ pub(crate) enum Adjust {
     /// A step by mantissa.
     Shift(Shift),
     /// A low-rank update is added.
-    LowRank(Box<Update>),
+    LowRank(Arc<Update>),
 }
 
 /// Predicts words of one tensor.
@@ -51,7 +51,7 @@ impl Predictor {
         matches!(self.relation, Relation::Same { .. }).then(|| match &self.adjust {
             Adjust::None => Moved::No,
             Adjust::Shift(shift) => Moved::Steps(shift.steps()),
-            Adjust::LowRank(update) => Moved::LowRank(Update::clone(update).into()),
+            Adjust::LowRank(update) => Moved::LowRank(Arc::clone(update).into()),
         })
     }
 

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use crate::{
     bits::{BitReader, BitWriter, put_varint, take_byte, take_bytes, take_size},
+    coding::StripCode,
     context::{Exponent, Window},
     error::{CodecError, corrupt},
     lowrank::{BELOW, Class},
@@ -334,6 +335,30 @@ pub(crate) fn encode_plainly<const W: usize>(
     out.extend_from_slice(bytes);
     out.extend_from_slice(side);
     changed.iter().map(|m| m.count_ones() as usize).sum()
+}
+
+/// Appends a strip of `count` words that was encoded elsewhere.
+pub(crate) fn put(code: &StripCode<'_>, count: usize, out: &mut Vec<u8>) {
+    let mut patched = Vec::new();
+    patches::put(code.patches, count, &mut patched);
+    let mut first = u8::try_from(code.lanes.trailing_zeros()).unwrap_or(0);
+    for (flag, there) in [
+        (CODED, code.coded.is_some()),
+        (RAW, !code.raw.is_empty()),
+        (PATCHED, !patched.is_empty()),
+    ] {
+        first |= if there { flag } else { 0 };
+    }
+    out.push(first);
+    for part in [code.raw, &patched] {
+        if !part.is_empty() {
+            put_varint(out, part.len() as u64);
+        }
+    }
+    let (states, words) = code.coded.unwrap_or_default();
+    for part in [states, words, code.raw, &patched] {
+        out.extend_from_slice(part);
+    }
 }
 
 /// Calls `each` with the places in the strip of coded words, whose numbers descend, and the number of each among the coded

@@ -148,8 +148,11 @@ impl TablesTrainer {
                 if found.is_some() {
                     analysis = Analysis::new(pair.target, pair.base, found.as_ref())?;
                 }
-                let sample =
-                    analysis.sample(sample_words(self.options.effort), self.options.effort)?;
+                let sample = analysis.sample(
+                    sample_words(self.options.effort),
+                    self.options.effort,
+                    &|_| (),
+                )?;
                 Ok((Some((analysis.geometry.width, sample)), found))
             })
             .collect::<Result<Vec<_>, CodecError>>()?;

@@ -15,7 +15,10 @@ pub struct TensorView<'a> {
 
 impl TensorView<'_> {
     /// Checks that the data has the length dtype and shape ask for (unknown dtypes: any length).
-    pub(crate) fn check(&self) -> Result<(), CodecError> {
+    ///
+    /// # Errors
+    /// [`CodecError::Length`].
+    pub fn check(&self) -> Result<(), CodecError> {
         let found = self.data.len() as u64;
         match byte_len(self.dtype, self.shape) {
             Some(expected) if expected == found => Ok(()),

@@ -11,7 +11,9 @@ use sparse_delta::{Blob, DeltaError, support};
 use sparse_store::Map;
 
 use crate::DatasetError;
+use crate::carried;
 use crate::error::During as _;
+use crate::exact;
 use crate::manifest::{DatasetManifest, PAYLOAD, SplitEntry};
 use crate::split::{Coded, SplitPlan};
 
@@ -89,6 +91,28 @@ impl Artifact {
         Ok(Self { manifest, payload })
     }
 
+    /// The recipes of the files of a split.
+    pub(crate) fn recipes(
+        &self,
+        entry: &SplitEntry,
+        schema: &SchemaRef,
+    ) -> Result<Option<Vec<u8>>, DatasetError> {
+        let Some(blob) = entry.recipes else {
+            return Ok(None);
+        };
+        let outside = || DatasetError::damaged("recipes of files lie outside the payload");
+        let packed = within(self.payload.bytes(), blob.offset, blob.size).ok_or_else(outside)?;
+        exact::unpack(packed, blob.raw, schema).map(Some)
+    }
+
+    /// The files beside the data.
+    pub(crate) fn carried(&self) -> Result<Vec<(String, Vec<u8>)>, DatasetError> {
+        match &self.manifest.carried {
+            Some(carried) => carried::read(self.payload.bytes(), carried),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// The plan of a split, its schema (`None`: the base's), and its streams.
     pub(crate) fn split(&self, entry: &SplitEntry) -> Result<Parts<'_>, DatasetError> {
         read(self.payload.bytes(), entry.plan)
@@ -98,14 +122,17 @@ impl Artifact {
 /// The plan of a split, its schema (`None`: the base's), and its streams.
 type Parts<'a> = (SplitPlan, Option<SchemaRef>, Vec<&'a [u8]>);
 
+/// Some bytes of a payload; `None` if they lie outside.
+pub(crate) fn within(payload: &[u8], offset: u64, size: u64) -> Option<&[u8]> {
+    let start = usize::try_from(offset).ok()?;
+    let end = start.checked_add(usize::try_from(size).ok()?)?;
+    payload.get(start..end)
+}
+
 /// What [`append`] has written.
 pub(crate) fn read(bytes: &[u8], plan: Blob) -> Result<Parts<'_>, DatasetError> {
     let outside = || DatasetError::damaged("a split lies outside the payload");
-    let range = |start: u64, size: u64| {
-        let start = usize::try_from(start).ok()?;
-        let end = start.checked_add(usize::try_from(size).ok()?)?;
-        bytes.get(start..end)
-    };
+    let range = |start: u64, size: u64| within(bytes, start, size);
     let Blob {
         offset, size, raw, ..
     } = plan;
@@ -148,7 +175,9 @@ pub(crate) fn stored_bytes(
     manifest: &DatasetManifest,
 ) -> Result<Vec<u64>, DatasetError> {
     let path = folder.join(PAYLOAD);
-    let end = std::fs::metadata(&path).during("read", &path)?.len();
+    let whole = std::fs::metadata(&path).during("read", &path)?.len();
+    let carried = manifest.carried.as_ref();
+    let end = carried.map_or(whole, |carried| carried.blob.offset);
     let starts: Vec<u64> = manifest.splits.iter().map(|s| s.plan.offset).collect();
     Ok(starts
         .iter()

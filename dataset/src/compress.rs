@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use arrow::datatypes::SchemaRef;
 use sparse_codec::Effort;
 use sparse_delta::support::{self, Occupant, Output};
 use sparse_delta::{CancelToken, DeltaError, Progress, Status};
@@ -11,14 +12,17 @@ use sparse_store::{OpenOptions, Published, Replace, Staged};
 
 use crate::DatasetError;
 use crate::artifact;
+use crate::carried::{self, Carried};
 use crate::effort::limits;
 use crate::error::During;
+use crate::exact;
 use crate::input::{Dataset, Format, Rows};
 use crate::manifest::{
     DatasetManifest, FORMAT_VERSION, MANIFEST, PAYLOAD, Restores, SizeStats, SplitEntry,
 };
 use crate::output::{self, Writer};
 use crate::pair::{self, Pair};
+use crate::places::MetadataPlaces;
 use crate::split;
 use crate::table::LogicalHash;
 
@@ -69,12 +73,59 @@ pub struct Compress {
     effort: Effort,
     overwrite: bool,
     dry_run: bool,
+    restore: Restore,
     threads: Option<usize>,
     memory: u64,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
 }
+
+/// What is to come back of Parquet files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Restore {
+    /// The files byte for byte where they are not large and that costs little, else their rows.
+    #[default]
+    Auto,
+    /// The rows, in files written anew.
+    Rows,
+    /// The files byte for byte, whatever it costs.
+    Bytes,
+}
+
+impl Restore {
+    /// All names.
+    pub const NAMES: [&str; 3] = ["auto", "rows", "bytes"];
+}
+
+impl std::fmt::Display for Restore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Rows => "rows",
+            Self::Bytes => "bytes",
+        })
+    }
+}
+
+impl std::str::FromStr for Restore {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "auto" => Ok(Self::Auto),
+            "rows" => Ok(Self::Rows),
+            "bytes" => Ok(Self::Bytes),
+            other => Err(format!("{other:?} is none of {}", Self::NAMES.join(", "))),
+        }
+    }
+}
+
+/// Files of a split that are larger than this together come back row for row unless more is asked for: it takes time to find
+/// out how they were written, and to write them so.
+const EXACT: u64 = 16 << 20;
+/// What the bytes of files may cost where the rows cost next to nothing.
+const LITTLE: u64 = 3 << 9;
 
 /// Bytes of memory an operation may use unless told otherwise.
 pub(crate) const MEMORY: u64 = 1 << 30;
@@ -107,6 +158,7 @@ impl Compress {
             effort: Effort::Default,
             overwrite: false,
             dry_run: false,
+            restore: Restore::Auto,
             threads: None,
             memory: MEMORY,
             open: OpenOptions::default(),
@@ -145,6 +197,12 @@ impl Compress {
         self
     }
 
+    /// What is to come back of Parquet files. Default: their bytes where that costs little.
+    pub fn restore(mut self, restore: Restore) -> Self {
+        self.restore = restore;
+        self
+    }
+
     sparse_delta::operation_setters!();
 
     /// How many bytes of memory may be used, about; what is larger goes to temporary files. Default: 1 GiB.
@@ -173,6 +231,7 @@ impl Compress {
             effort: self.effort,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
+            restore: self.restore,
             memory: self.memory,
             open: self.open,
             progress: self.progress,
@@ -261,6 +320,7 @@ struct Job {
     effort: Effort,
     overwrite: bool,
     dry_run: bool,
+    restore: Restore,
     memory: u64,
     open: OpenOptions,
     progress: Option<Progress>,
@@ -322,9 +382,13 @@ impl Job {
                 == crate::canonical::describe(&pair.derivative.schema);
             let schema = (!same_schema).then_some(&pair.derivative.schema);
             let plan = artifact::append(&mut payload, &coded, schema)?;
-            entries.push(self.entry(name, rows, &pair, &coded, plan, &scratch)?);
+            let mut entry = self.entry(name, rows, &pair, &coded, plan, &scratch)?;
+            drop(coded);
+            self.exact(&mut entry, rows, &pair.derivative.schema, &mut payload)?;
+            entries.push(entry);
         }
-        let key = self.key(&entries);
+        let carried = carried::append(&mut payload, &self.derivative.carried(&self.splits)?)?;
+        let key = self.key(&entries, carried.as_ref().map(|c| (c, payload.as_slice())));
         let mut manifest = DatasetManifest::new(
             (&self.base, &self.derivative),
             self.effort,
@@ -333,6 +397,7 @@ impl Job {
             sizes,
             blake3::hash(&payload),
         );
+        manifest.carried = carried;
         let stored = manifest.sealed(payload.len() as u64)?;
         self.tell("writing", 0.99);
         self.place(manifest, matching, &stored, &payload)
@@ -361,7 +426,7 @@ impl Job {
                     Some(written) => {
                         // Without rows it depends on the reader whether there is a header.
                         if total > 0 && self.hash_of_only(&files).as_ref() == Some(&written) {
-                            restores = Restores::Bytes(written);
+                            restores = Restores::Bytes(vec![written]);
                         }
                         format
                     }
@@ -379,6 +444,12 @@ impl Job {
             Format::Arrow if output::has_dictionary(schema) => Format::ArrowStream,
             format => format,
         };
+        let metadata = match (format, self.file_of(&files)) {
+            (Format::Parquet, Some(path)) if rows.format() == Format::Parquet => {
+                MetadataPlaces::of(&path)?
+            }
+            _ => MetadataPlaces::default(),
+        };
         if format != rows.format() || files.is_empty() {
             files = vec![(format!("{name}.{}", format.ending()), total)];
         }
@@ -393,26 +464,95 @@ impl Job {
             hash: pair.hash().to_owned(),
             format,
             restores,
+            why: None,
+            recipes: None,
+            metadata,
             files,
             plan,
         })
     }
 
-    /// The BLAKE3 of the derivative's file, where a split has but one.
-    fn hash_of_only(&self, files: &[(String, u64)]) -> Option<String> {
-        let ([(name, _)], Some(root)) = (files, self.derivative.root()) else {
-            return None;
+    /// Adds what it takes to make Parquet files again byte for byte, or says why that is not done.
+    fn exact(
+        &self,
+        entry: &mut SplitEntry,
+        rows: &Arc<dyn Rows>,
+        schema: &SchemaRef,
+        payload: &mut Vec<u8>,
+    ) -> Result<(), DatasetError> {
+        let is_file = self.derivative.root().is_some() && rows.format() == Format::Parquet;
+        if self.restore == Restore::Rows || !is_file || entry.format != Format::Parquet {
+            return Ok(());
+        }
+        let bytes = rows.bytes();
+        let coded = payload.len() as u64 - entry.plan.offset;
+        let most = match self.restore {
+            Restore::Bytes => u64::MAX,
+            _ if bytes > EXACT => {
+                entry.why = Some(format!(
+                    "it has more than {} MiB, of which that is not tried unasked (`restore`)",
+                    EXACT >> 20
+                ));
+                return Ok(());
+            }
+            _ if entry.base.iter().any(|base| base.hash == entry.hash) => {
+                entry.why = Some("it has the rows of its base, and no more is stored".to_owned());
+                return Ok(());
+            }
+            _ => (bytes / 32).min(LITTLE.max(coded / 16)),
         };
-        let path = if self.derivative.is_file() {
+        let files: Vec<PathBuf> = entry
+            .files
+            .iter()
+            .filter_map(|(name, _)| self.path_of(name))
+            .collect();
+        match exact::recipes(&files, schema, most)? {
+            Err(why) if self.restore == Restore::Bytes => Err(DatasetError::usage(format!(
+                "split {:?} cannot come back byte for byte: {why}; leave it at its rows (`restore`)",
+                entry.name
+            ))),
+            Err(why) => {
+                entry.why = Some(why);
+                Ok(())
+            }
+            Ok((recipes, raw)) => {
+                let hashes: Result<_, _> = files.iter().map(|path| output::hash_of(path)).collect();
+                entry.restores = Restores::Bytes(hashes?);
+                entry.recipes = Some(sparse_delta::Blob {
+                    payload: 0,
+                    offset: payload.len() as u64,
+                    size: recipes.len() as u64,
+                    raw,
+                });
+                payload.extend_from_slice(&recipes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Where a file of the derivative is.
+    fn path_of(&self, name: &str) -> Option<PathBuf> {
+        let root = self.derivative.root()?;
+        Some(if self.derivative.is_file() {
             root.to_path_buf()
         } else {
             root.join(name)
-        };
+        })
+    }
+
+    /// The first of the derivative's files.
+    fn file_of(&self, files: &[(String, u64)]) -> Option<PathBuf> {
+        self.path_of(&files.first()?.0)
+    }
+
+    /// The BLAKE3 of the derivative's file, where a split has but one.
+    fn hash_of_only(&self, files: &[(String, u64)]) -> Option<String> {
+        let path = self.file_of(files).filter(|_| files.len() == 1)?;
         output::hash_of(&path).ok()
     }
 
     /// What the artifact is a function of.
-    fn key(&self, entries: &[SplitEntry]) -> String {
+    fn key(&self, entries: &[SplitEntry], carried: Option<(&Carried, &[u8])>) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("sparse 2026-11 key of a dataset delta");
         let mut text = |text: &str| {
             hasher
@@ -432,9 +572,23 @@ impl Job {
                 text(path);
                 text(&rows.to_string());
             }
-            if let Restores::Bytes(hash) = &entry.restores {
-                text(hash);
+            if let Restores::Bytes(hashes) = &entry.restores {
+                hashes.iter().for_each(|hash| text(hash));
             }
+            if !entry.metadata.is_both() {
+                for keys in [&entry.metadata.file, &entry.metadata.schema] {
+                    text(&keys.len().to_string());
+                    keys.iter().for_each(|key| text(key));
+                }
+            }
+        }
+        if let Some((carried, payload)) = carried {
+            for (path, bytes) in &carried.files {
+                text(path);
+                text(&bytes.to_string());
+            }
+            let start = usize::try_from(carried.blob.offset).unwrap_or(0);
+            text(blake3::hash(&payload[start..]).to_hex().as_str());
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -523,7 +677,12 @@ fn survives(
 ) -> Result<Option<String>, DatasetError> {
     let folder = tempfile::tempdir_in(scratch).during("create a folder in", scratch)?;
     let path = folder.path().join(format!("rows.{}", format.ending()));
-    let mut writer = Writer::create(&path, format, &pair.derivative.schema)?;
+    let mut writer = Writer::create(
+        &path,
+        format,
+        &pair.derivative.schema,
+        &MetadataPlaces::default(),
+    )?;
     for batch in rows.read()? {
         writer.write(&batch?)?;
     }

@@ -24,6 +24,7 @@ use crate::input::{Dataset, Format, Rows};
 use crate::manifest::{DatasetManifest, Restores, SizeStats, SplitEntry};
 use crate::matching::sampled;
 use crate::pair::{self, Pair};
+use crate::places::MetadataPlaces;
 use crate::split::{Coded, Split};
 
 /// A column's plan and its stream.
@@ -320,6 +321,9 @@ impl Job {
             hash: pair.hash().to_owned(),
             format: self.rows.format(),
             restores: Restores::Rows,
+            why: None,
+            recipes: None,
+            metadata: MetadataPlaces::default(),
             files: vec![(format!("{}.{}", self.name, Format::Parquet.ending()), rows)],
             plan,
         };

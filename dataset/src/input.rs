@@ -18,6 +18,7 @@ use sparse_store::{Location, OpenOptions};
 
 use crate::DatasetError;
 use crate::canonical::describe_fields;
+use crate::carried;
 use crate::error::During;
 use crate::table::Batches;
 
@@ -107,6 +108,8 @@ pub struct Dataset {
     root: Option<PathBuf>,
     is_file: bool,
     splits: Vec<NamedRows>,
+    /// Files beside the data, by relative path.
+    carried: Vec<(String, PathBuf)>,
 }
 
 impl std::fmt::Debug for Dataset {
@@ -128,6 +131,7 @@ impl Dataset {
             root: None,
             is_file: false,
             splits: vec![("train".to_owned(), rows)],
+            carried: Vec::new(),
         }
     }
 
@@ -159,8 +163,11 @@ impl Dataset {
             _ => DatasetError::io("read", path, error),
         })?;
         let mut splits: BTreeMap<(usize, String), Vec<(String, PathBuf)>> = BTreeMap::new();
+        let mut beside = Vec::new();
         let root = if meta.is_dir() {
-            for (relative, file) in data_files(path)? {
+            let (data, carried) = data_files(path)?;
+            beside = carried;
+            for (relative, file) in data {
                 let name = split_of(&relative);
                 splits
                     .entry((rank(&name), name))
@@ -203,6 +210,7 @@ impl Dataset {
             root: Some(root),
             is_file: !meta.is_dir(),
             splits,
+            carried: beside,
         })
     }
 
@@ -226,6 +234,23 @@ impl Dataset {
     #[must_use]
     pub fn splits(&self) -> &[(String, Arc<dyn Rows>)] {
         &self.splits
+    }
+
+    /// The files beside the data; of some splits only those that lie in a folder with their files.
+    pub(crate) fn carried(
+        &self,
+        splits: &[NamedRows],
+    ) -> Result<Vec<(String, PathBuf)>, DatasetError> {
+        if splits.len() == self.splits.len() {
+            return Ok(self.carried.clone());
+        }
+        let mut folders = std::collections::HashSet::new();
+        for (_, rows) in splits {
+            folders.extend(rows.files()?.iter().map(|(path, _)| folder_of(path)));
+        }
+        let mut carried = self.carried.clone();
+        carried.retain(|(path, _)| folders.contains(&folder_of(path)));
+        Ok(carried)
     }
 
     /// The split that `name` of a derivative comes from: the one of the same name, the only one, or the first.
@@ -272,10 +297,19 @@ fn rank(name: &str) -> usize {
         .unwrap_or(KNOWN.len())
 }
 
-/// The data files below a folder by relative path, sorted. Hidden files are none.
-fn data_files(root: &Path) -> Result<Vec<(String, PathBuf)>, DatasetError> {
+fn folder_of(relative: &str) -> String {
+    let folder = relative.rsplit_once('/').map_or("", |(folder, _)| folder);
+    folder.to_owned()
+}
+
+/// Files by relative path.
+type Found = Vec<(String, PathBuf)>;
+
+/// The data files below a folder by relative path, sorted, and the files beside them that are carried. Hidden files are none.
+fn data_files(root: &Path) -> Result<(Found, Found), DatasetError> {
     const DEPTH: usize = 4;
     let mut files = Vec::new();
+    let mut beside = Vec::new();
     let mut folders = vec![(String::new(), root.to_path_buf(), 0)];
     while let Some((prefix, folder, depth)) = folders.pop() {
         for entry in std::fs::read_dir(&folder).during("read", &folder)? {
@@ -295,11 +329,18 @@ fn data_files(root: &Path) -> Result<Vec<(String, PathBuf)>, DatasetError> {
                 .is_some_and(|f| f != Format::Jsonl || !name.ends_with(".json"))
             {
                 files.push((relative, path));
+            } else if carried::is_carried(name, bytes_of(&path)?) {
+                beside.push((relative, path));
             }
         }
     }
     files.sort();
-    Ok(files)
+    beside.sort();
+    Ok((files, beside))
+}
+
+fn bytes_of(path: &Path) -> Result<u64, DatasetError> {
+    Ok(std::fs::metadata(path).during("read", path)?.len())
 }
 
 /// The split a file belongs to: `train.parquet`, `train-00000-of-00003.parquet`, `data/train-...`, `train/0000.parquet`.
@@ -334,7 +375,7 @@ impl Files {
         let mut bytes = 0;
         let mut format = None;
         for (relative, path) in &files {
-            bytes += std::fs::metadata(path).during("read", path)?.len();
+            bytes += bytes_of(path)?;
             let own = Format::of(path);
             if format.is_some() && format != own {
                 return Err(DatasetError::usage(format!(

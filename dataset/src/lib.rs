@@ -5,6 +5,7 @@
 
 mod artifact;
 mod canonical;
+mod carried;
 mod cell;
 mod coding;
 mod column;
@@ -13,6 +14,7 @@ mod diff;
 mod effort;
 mod error;
 mod estimate;
+mod exact;
 mod free;
 mod gate;
 mod info;
@@ -22,6 +24,7 @@ mod matching;
 mod order;
 mod output;
 mod pair;
+mod places;
 #[cfg(test)]
 mod property;
 mod reconstruct;
@@ -30,13 +33,15 @@ mod split;
 mod table;
 mod verify;
 
-pub use compress::{Compress, CompressOutcome, Input, StagedDelta};
+pub use carried::Carried;
+pub use compress::{Compress, CompressOutcome, Input, Restore, StagedDelta};
 pub use diff::{ColumnDiff, Diff, DiffOp, DiffRow, DiffSummary, HTML_ROWS, Report, SplitDiff};
 pub use error::DatasetError;
 pub use estimate::{DatasetDeltaStats, Estimate, EstimateOutcome};
 pub use info::{DatasetInfo, Info, is_dataset_delta};
 pub use input::{Dataset, Format, Rows};
 pub use manifest::{BaseSplit, DatasetManifest, Restores, RowCounts, SizeStats, SplitEntry};
+pub use places::MetadataPlaces;
 pub use reconstruct::{Reconstruct, ReconstructOutcome, StagedDataset};
 pub use table::Batches;
 pub use verify::Verify;

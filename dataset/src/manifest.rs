@@ -9,8 +9,10 @@ use sparse_delta::support::seal::{self, Sealed};
 use sparse_delta::{Blob, DeltaError};
 
 use crate::DatasetError;
+use crate::carried::Carried;
 use crate::info::DELTA_TYPE;
 use crate::input::{Dataset, Format};
+use crate::places::MetadataPlaces;
 
 /// The version of the artifact format this program writes, and the latest it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -51,6 +53,9 @@ pub struct DatasetManifest {
     /// Whether the derivative was a single file rather than a folder.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub single_file: bool,
+    /// Files beside the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried: Option<Carried>,
     /// The splits, in order.
     pub splits: Vec<SplitEntry>,
     /// BLAKE3 of `payload.bin`.
@@ -90,8 +95,34 @@ pub enum Restores {
     /// The schema and the rows, in files written anew: Parquet and Arrow files can be written in many ways.
     #[default]
     Rows,
-    /// The file too, byte for byte; this is its BLAKE3.
-    Bytes(String),
+    /// The files too, byte for byte; these are their BLAKE3.
+    Bytes(#[serde(with = "one_or_more")] Vec<String>),
+}
+
+/// One hash as a string, several as a list.
+mod one_or_more {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(hashes: &[String], to: S) -> Result<S::Ok, S::Error> {
+        match hashes {
+            [hash] => hash.serialize(to),
+            hashes => hashes.serialize(to),
+        }
+    }
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Hashes {
+        One(String),
+        More(Vec<String>),
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+        Ok(match Hashes::deserialize(from)? {
+            Hashes::One(hash) => vec![hash],
+            Hashes::More(hashes) => hashes,
+        })
+    }
 }
 
 impl Restores {
@@ -146,6 +177,15 @@ pub struct SplitEntry {
     /// What of its files comes back.
     #[serde(default, skip_serializing_if = "Restores::is_rows")]
     pub restores: Restores,
+    /// Why not its bytes, where that was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Where the recipes of its Parquet files are in `payload.bin`, if their bytes come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipes: Option<Blob>,
+    /// Where its Parquet files have the metadata of the schema.
+    #[serde(default, skip_serializing_if = "MetadataPlaces::is_both")]
+    pub metadata: MetadataPlaces,
     /// Its files in order: path below the dataset, and rows.
     pub files: Vec<(String, u64)>,
     /// Where its plan is in `payload.bin`: schema, programs, and the streams that follow it.
@@ -231,6 +271,7 @@ impl DatasetManifest {
             num_new_samples: splits.iter().map(|split| split.new).sum(),
             size_stats,
             single_file: sides.1.is_file(),
+            carried: None,
             splits,
             payload: payload.to_hex().to_string(),
             seal: String::new(),
@@ -294,9 +335,26 @@ impl DatasetManifest {
                 }
                 rows = rows.checked_add(*count).ok_or("sizes overflow")?;
             }
+            if let Restores::Bytes(hashes) = &split.restores
+                && hashes.len() != split.files.len()
+            {
+                return Err(format!(
+                    "the hashes of split {:?} are not as many as its files",
+                    split.name
+                ));
+            }
             if rows != split.rows || split.files.is_empty() {
                 return Err(format!("the rows of split {:?} do not add up", split.name));
             }
+        }
+        for (path, _) in self.carried.iter().flat_map(|carried| &carried.files) {
+            sparse_store::check_relative(path).map_err(|error| error.to_string())?;
+            if !paths.insert(path) {
+                return Err(format!("path {path:?} occurs twice"));
+            }
+        }
+        if self.single_file && self.carried.is_some() {
+            return Err("a single file has others beside it".to_owned());
         }
         if self.single_file && (self.splits.len() != 1 || self.splits[0].files.len() != 1) {
             return Err("a single file has several".to_owned());

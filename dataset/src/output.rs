@@ -15,6 +15,7 @@ use parquet::file::properties::WriterProperties;
 use crate::DatasetError;
 use crate::error::During;
 use crate::input::Format;
+use crate::places::MetadataPlaces;
 
 /// Level of zstd in Parquet files.
 const LEVEL: i32 = 3;
@@ -68,6 +69,29 @@ pub(crate) fn hash_of(path: &Path) -> Result<String, DatasetError> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// Makes a file, or only its bytes; their BLAKE3.
+pub(crate) fn make(
+    path: Option<&Path>,
+    write: impl FnOnce(&mut dyn std::io::Write) -> Result<(), DatasetError>,
+) -> Result<String, DatasetError> {
+    let Some(path) = path else {
+        let mut hasher = blake3::Hasher::new();
+        write(&mut hasher)?;
+        return Ok(hasher.finalize().to_hex().to_string());
+    };
+    let mut file = create(path)?;
+    write(&mut file)?;
+    file.flush().during("write", path)?;
+    hash_of(path)
+}
+
+fn create(path: &Path) -> Result<BufWriter<File>, DatasetError> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).during("create", folder)?;
+    }
+    Ok(BufWriter::new(File::create(path).during("create", path)?))
+}
+
 /// A file in the making.
 pub(crate) enum Writer {
     Parquet(Box<ArrowWriter<BufWriter<File>>>),
@@ -82,19 +106,19 @@ impl Writer {
         path: &Path,
         format: Format,
         schema: &SchemaRef,
+        places: &MetadataPlaces,
     ) -> Result<Self, DatasetError> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).during("create", folder)?;
-        }
-        let file = BufWriter::new(File::create(path).during("create", path)?);
+        let file = create(path)?;
         Ok(match format {
             Format::Parquet => {
+                let (carried, list) = places.split(schema);
                 let properties = WriterProperties::builder()
                     .set_compression(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?))
+                    .set_key_value_metadata((!list.is_empty()).then_some(list))
                     .build();
                 Self::Parquet(Box::new(ArrowWriter::try_new(
                     file,
-                    std::sync::Arc::clone(schema),
+                    carried,
                     Some(properties),
                 )?))
             }

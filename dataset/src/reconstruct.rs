@@ -10,7 +10,9 @@ use sparse_store::{OpenOptions, Replace, Staged, safe_join};
 
 use crate::DatasetError;
 use crate::artifact::Artifact;
+use crate::carried;
 use crate::compress::{Input, MEMORY, MIN_MEMORY};
+use crate::exact;
 use crate::input::{Dataset, Rows};
 use crate::manifest::{DatasetManifest, Restores, SplitEntry};
 use crate::output::{self, Writer};
@@ -26,6 +28,7 @@ pub struct Reconstruct {
     output: Option<String>,
     overwrite: bool,
     dry_run: bool,
+    rows_only: bool,
     threads: Option<usize>,
     memory: u64,
     open: OpenOptions,
@@ -55,6 +58,7 @@ impl Reconstruct {
             output: None,
             overwrite: false,
             dry_run: false,
+            rows_only: false,
             threads: None,
             memory: MEMORY,
             open: OpenOptions::default(),
@@ -84,6 +88,12 @@ impl Reconstruct {
     /// Whether to rebuild and check everything and write nothing.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
+        self
+    }
+
+    /// Whether files are written anew even where they could come back byte for byte.
+    pub fn rows_only(mut self, rows_only: bool) -> Self {
+        self.rows_only = rows_only;
         self
     }
 
@@ -133,6 +143,7 @@ impl Reconstruct {
             output,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
+            rows_only: self.rows_only,
             memory: self.memory,
             open: self.open,
             progress: self.progress,
@@ -187,6 +198,7 @@ struct Job {
     output: Option<PathBuf>,
     overwrite: bool,
     dry_run: bool,
+    rows_only: bool,
     memory: u64,
     open: OpenOptions,
     progress: Option<Progress>,
@@ -197,7 +209,12 @@ struct Job {
 impl Job {
     fn run(self) -> Result<StagedDataset, DatasetError> {
         let artifact = Artifact::open(&self.folder)?;
-        let manifest = artifact.manifest.clone();
+        let mut manifest = artifact.manifest.clone();
+        if self.rows_only {
+            for split in &mut manifest.splits {
+                (split.restores, split.recipes) = (Restores::Rows, None);
+            }
+        }
         let target = match &self.output {
             Some(path) => path.clone(),
             None => {
@@ -217,12 +234,13 @@ impl Job {
         let mut inputs = vec![("delta", self.folder.as_path())];
         inputs.extend(self.base.root().map(|root| ("base dataset", root)));
         support::refuse_inputs(&target, &inputs)?;
+        let beside = artifact.carried()?;
         let mut staged = None;
         if self.dry_run {
             outcome.status = Status::DryRun;
             outcome.path = None;
         } else {
-            match self.look(&target, &outcome.manifest)? {
+            match self.look(&target, &outcome.manifest, &beside)? {
                 None => outcome.status = Status::Exists,
                 Some(replace) => {
                     let place = if outcome.manifest.single_file {
@@ -242,6 +260,9 @@ impl Job {
                 }
                 let place = staged.as_ref().map(|(staged, _)| staged.path());
                 self.split(&artifact, entry, place, outcome.manifest.single_file)?;
+            }
+            if let Some((staged, _)) = &staged {
+                carried::write(staged.path(), &beside)?;
             }
         }
         Ok(StagedDataset {
@@ -316,9 +337,11 @@ impl Job {
         if decoded.rows() as u64 != entry.rows {
             return Err(DatasetError::damaged("the numbers of rows do not add up"));
         }
+        let recipes = artifact.recipes(entry, &schema)?;
+        let mut in_recipes = 0;
         let mut hash = LogicalHash::new(&schema)?;
         let mut start = 0;
-        for (path, rows) in &entry.files {
+        for (at, (path, rows)) in entry.files.iter().enumerate() {
             let end = start + usize::try_from(*rows).unwrap_or(0);
             if end > decoded.rows() {
                 return Err(DatasetError::damaged(
@@ -330,8 +353,52 @@ impl Job {
                 Some(place) => Some(safe_join(place, path)?),
                 None => None,
             };
+            let expected = match &entry.restores {
+                Restores::Bytes(hashes) => hashes.get(at),
+                Restores::Rows => None,
+            };
+            if let Some(recipes) = &recipes {
+                let mut from = start;
+                let mut supply = |rows: usize| {
+                    if rows > end - from {
+                        return Err(DatasetError::damaged(
+                            "a recipe has more rows than its file",
+                        ));
+                    }
+                    let mut batches = Vec::new();
+                    for (first, last) in split::pieces(rows) {
+                        if self.cancel.is_cancelled() {
+                            return Err(DeltaError::Cancelled.into());
+                        }
+                        for batch in decoded.batches(from + first, from + last)? {
+                            hash.update(&batch)?;
+                            batches.push(batch);
+                        }
+                    }
+                    from += rows;
+                    Ok(batches)
+                };
+                let found = output::make(file.as_deref(), |out| {
+                    exact::make(recipes, &mut in_recipes, &schema, &mut supply, out)
+                })?;
+                if from != end {
+                    return Err(DatasetError::damaged(
+                        "a recipe has not all rows of its file",
+                    ));
+                }
+                if expected != Some(&found) {
+                    return Err(other_bytes(entry));
+                }
+                start = end;
+                continue;
+            }
             let mut writer = match &file {
-                Some(file) => Some(Writer::create(file, entry.format, &schema)?),
+                Some(file) => Some(Writer::create(
+                    file,
+                    entry.format,
+                    &schema,
+                    &entry.metadata,
+                )?),
                 None => None,
             };
             for (from, to) in split::pieces(end - start) {
@@ -347,13 +414,10 @@ impl Job {
             }
             if let (Some(writer), Some(file)) = (writer, &file) {
                 writer.finish(file)?;
-                if let Restores::Bytes(expected) = &entry.restores
+                if let Some(expected) = expected
                     && output::hash_of(file)? != *expected
                 {
-                    return Err(DatasetError::damaged(format!(
-                        "the rebuilt file of split {:?} has other bytes than the manifest says",
-                        entry.name
-                    )));
+                    return Err(other_bytes(entry));
                 }
             }
             start = end;
@@ -373,6 +437,7 @@ impl Job {
         &self,
         target: &Path,
         manifest: &DatasetManifest,
+        beside: &[(String, Vec<u8>)],
     ) -> Result<Option<Replace>, DatasetError> {
         match support::occupant(target)? {
             Occupant::Nothing | Occupant::EmptyDir => return Ok(Some(Replace::Allow)),
@@ -384,7 +449,7 @@ impl Job {
             }
             Occupant::File | Occupant::Dir => {}
         }
-        if is_there(target, manifest) {
+        if is_there(target, manifest) && carried::are_there(target, beside) {
             return Ok(None);
         }
         if !manifest.single_file && !only_holds(target, manifest) {
@@ -416,6 +481,15 @@ fn not_found(error: DatasetError, base: &str) -> DatasetError {
     }
 }
 
+/// The rows are right, or else their own hash tells; a later version of a library may write them otherwise.
+fn other_bytes(entry: &SplitEntry) -> DatasetError {
+    DatasetError::damaged(format!(
+        "a rebuilt file of split {:?} has other bytes than the manifest says; its rows can be had in a file written anew \
+         (--rows-only, or rows_only => true in SQL)",
+        entry.name
+    ))
+}
+
 fn refused(path: &Path, why: &str) -> DatasetError {
     DeltaError::Refused {
         path: path.into(),
@@ -428,7 +502,7 @@ fn refused(path: &Path, why: &str) -> DatasetError {
 fn is_there(target: &Path, manifest: &DatasetManifest) -> bool {
     manifest.splits.iter().all(|split| {
         let mut hash: Option<LogicalHash> = None;
-        for (path, _) in &split.files {
+        for (at, (path, _)) in split.files.iter().enumerate() {
             let file = if manifest.single_file {
                 target.to_path_buf()
             } else {
@@ -438,7 +512,7 @@ fn is_there(target: &Path, manifest: &DatasetManifest) -> bool {
                 }
             };
             if let Restores::Bytes(expected) = &split.restores
-                && !output::hash_of(&file).is_ok_and(|found| found == *expected)
+                && !output::hash_of(&file).is_ok_and(|found| expected.get(at) == Some(&found))
             {
                 return false;
             }
@@ -464,12 +538,7 @@ fn is_there(target: &Path, manifest: &DatasetManifest) -> bool {
 
 /// Whether a folder holds no file but those of the dataset. What cannot be listed, and a link to a folder, may be anything.
 fn only_holds(target: &Path, manifest: &DatasetManifest) -> bool {
-    let known: std::collections::HashSet<&str> = manifest
-        .splits
-        .iter()
-        .flat_map(|split| &split.files)
-        .map(|(path, _)| path.as_str())
-        .collect();
+    let known: std::collections::HashSet<&str> = carried::paths(manifest).collect();
     let mut folders = vec![(target.to_path_buf(), String::new())];
     while let Some((folder, prefix)) = folders.pop() {
         let Ok(entries) = std::fs::read_dir(&folder) else {

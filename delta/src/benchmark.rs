@@ -14,6 +14,7 @@ use sparse_codec::{
     DType, Effort, EncodeOptions, Scratch, SharedTables, TablesTrainer, TensorDecoder,
     TensorEncoder, TensorView, TrainingPair,
 };
+use sparse_gpu::Choice;
 use sparse_store::OpenOptions;
 use sparse_store::hash::Sha256;
 
@@ -54,6 +55,7 @@ pub struct Benchmark {
     tensor_size: u64,
     iterations: u64,
     threads: Option<usize>,
+    device: Choice,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -123,6 +125,7 @@ impl Benchmark {
             tensor_size: 4_000_000,
             iterations: 5,
             threads: None,
+            device: Choice::default(),
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -144,6 +147,12 @@ impl Benchmark {
     /// How many threads decode. Default: as many as there are cores.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = (threads > 0).then_some(threads);
+        self
+    }
+
+    /// Where files are rebuilt, as for [`Reconstruct`]; tensors in memory are measured on the CPU.
+    pub fn device(mut self, device: Choice) -> Self {
+        self.device = device;
         self
     }
 
@@ -237,6 +246,7 @@ impl Benchmark {
             let model = dir.join(format!("rebuilt-{iteration}"));
             let mut reconstruct = Reconstruct::new(path("base"), path("delta"))
                 .output(model.display().to_string())
+                .device(self.device)
                 .open_options(self.open.clone())
                 .cancel(self.cancel.clone());
             if let Some(threads) = self.threads {

@@ -37,6 +37,8 @@ fn pack_with(content: &[u8], prefix: &[u8], level: i32) -> std::io::Result<Vec<u
     let mut encoder = zstd::stream::write::Encoder::with_ref_prefix(Vec::new(), level, prefix)?;
     encoder.include_checksum(false)?;
     encoder.include_contentsize(false)?;
+    // Told nothing, it makes tables for megabytes of content: a hundred of them to clear, for a configuration of some lines.
+    encoder.set_pledged_src_size(Some(content.len() as u64))?;
     if !prefix.is_empty() {
         encoder.long_distance_matching(prefix.len() > THOROUGH)?;
         encoder.window_log(window_log(prefix.len(), content.len() as u64))?;

@@ -13,6 +13,7 @@ use crate::identity::{BaseFiles, hash_file};
 use crate::manifest::CarriedEntry;
 use crate::payload::{PayloadReader, PayloadWriter};
 use crate::progress::{Stop, Ticker};
+use crate::reconstruct::Place;
 
 /// Files up to this size are compressed in one go, with the base's file of the same path as prefix.
 const SMALL: u64 = 16 << 20;
@@ -119,29 +120,34 @@ pub(crate) struct Carrier<'a> {
     pub(crate) base_id: &'a str,
 }
 
-/// The content of a carried file, piece by piece, checked against its SHA-256 at the end.
+/// Makes a carried file at `place`, or nowhere: its content is checked against its SHA-256 as it goes.
 pub(crate) fn restore(
     artifact: Carrier<'_>,
     base: &Model,
     entry: &CarriedEntry,
-    target: Option<(&std::fs::File, &Path)>,
+    place: Option<&Place<'_>>,
     stop: &Stop,
     ticker: &Ticker,
 ) -> Result<(), DeltaError> {
+    let same = match &entry.same_as {
+        Some(name) => Some((name, base_file(artifact, base, name, &entry.path)?)),
+        None => None,
+    };
+    let same_as = same.as_ref().map(|(_, path)| path.as_path());
+    let target = Place::open(place, &entry.path, 0, same_as)?;
     let mut sha = Sha256::new();
     let mut at = 0_u64;
     let mut each = |piece: &[u8]| {
         stop.check()?;
         sha.update(piece);
-        if let Some((file, shown)) = target {
+        if let Some((file, shown)) = &target {
             file.write_all_at(piece, at).during("write", shown)?;
         }
         at += piece.len() as u64;
         ticker.add(piece.len() as u64);
         Ok(())
     };
-    if let Some(name) = &entry.same_as {
-        let path = base_file(artifact, base, name, &entry.path)?;
+    if let Some((name, path)) = same {
         read_file(&path, &mut each)?;
         if at != entry.size || sha.finish_hex() != entry.sha256 {
             let what = format!(

@@ -10,6 +10,7 @@ use sparse_codec::{
     BlockInfo, CodecError, Distortion, EncodeOptions, Int8, LowRank, Method, Scratch,
     TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
 };
+use sparse_gpu::{Blocks, Encoded as Strips, ForEncoding, GpuError, Int8Streamed, OnDevice};
 use sparse_store::hash::Sha256;
 use sparse_store::{Model, Pair, TensorHandle};
 
@@ -31,6 +32,13 @@ const WINDOW: usize = 4 << 20;
 /// Bytes of tensors whose statistics and predictions are found at a time.
 const TRAIN: u64 = 64 << 20;
 
+/// Where INT8 is computed, and blocks are encoded and decoded again to check them.
+pub(crate) struct Elsewhere {
+    pub(crate) int8: Int8Streamed,
+    pub(crate) blocks: Blocks,
+    pub(crate) encoding: sparse_gpu::Encoding,
+}
+
 /// What the encoding of all tensors leaves, beside the blocks in the payload.
 pub(crate) struct Encoded {
     pub(crate) tensors: Vec<TensorRow>,
@@ -49,6 +57,7 @@ pub(crate) fn encode(
     finetune: &Model,
     pairs: &[Pair<'_>],
     mode: Mode,
+    device: &Elsewhere,
     adapter: Option<&PeftAdapter>,
     options: &EncodeOptions,
     writer: &mut PayloadWriter,
@@ -64,6 +73,7 @@ pub(crate) fn encode(
         pairs,
         forms: &forms,
         mode,
+        device,
         adapter,
         low_ranks: (0..pairs.len()).map(|_| None).collect(),
         wholes: (0..pairs.len()).map(|_| OnceLock::new()).collect(),
@@ -118,6 +128,7 @@ struct Encoding<'a> {
     pairs: &'a [Pair<'a>],
     forms: &'a [(Form, Option<Form>)],
     mode: Mode,
+    device: &'a Elsewhere,
     adapter: Option<&'a PeftAdapter>,
     /// Low-rank predictions, as training found them.
     low_ranks: Vec<Option<LowRank>>,
@@ -136,6 +147,7 @@ enum Ready<'a> {
         encoder: Box<TensorEncoder<'a>>,
         decoder: Box<TensorDecoder>,
         base: Option<&'a [u8]>,
+        on_device: (ForEncoding, OnDevice),
     },
 }
 
@@ -280,10 +292,11 @@ impl<'a> Encoding<'a> {
         };
         match self.views(unit) {
             Some((target, base)) if Int8::suits(target, base) => {
-                match Int8::new(target, base, granularity) {
+                match self.device.int8.quantise(target, base, granularity) {
                     Ok(int8) => Ok(Some(int8)),
-                    Err(CodecError::NotFinite { .. }) => Ok(None),
-                    Err(error) => Err(self.failed(unit, error)),
+                    Err(GpuError::Codec(CodecError::NotFinite { .. })) => Ok(None),
+                    Err(GpuError::Codec(error)) => Err(self.failed(unit, error)),
+                    Err(error) => Err(error.into()),
                 }
             }
             _ => Ok(None),
@@ -319,6 +332,7 @@ impl<'a> Encoding<'a> {
                     }
                     for start in (0..int8.elements()).step_by(WINDOW) {
                         stop.check()?;
+                        // On the CPU, as blocks are: no fault of a device may become a hash.
                         sha.update(&int8.rebuilt(start..start + WINDOW));
                     }
                 } else if let Some(pair) = self.pairs.get(unit) {
@@ -373,6 +387,7 @@ impl<'a> Stage for Encoding<'a> {
             if let Some(pair) = self.pairs.get(unit) {
                 release_pair(pair, bytes);
             }
+            residency::relieve();
         };
         let encoder = match (self.int8(unit)?, base) {
             (Some(int8), Some(base)) => TensorEncoder::int8(target, base, int8),
@@ -404,6 +419,7 @@ impl<'a> Stage for Encoding<'a> {
             encoder: Box::new(encoder),
             decoder: Box::new(decoder),
             base: base.map(|b| b.data),
+            on_device: Default::default(),
         })
     }
 
@@ -420,6 +436,7 @@ impl<'a> Stage for Encoding<'a> {
             encoder,
             decoder,
             base,
+            on_device: (for_encoding, for_decoding),
         } = ready
         else {
             return Err(DeltaError::internal("a tensor without blocks has one"));
@@ -427,14 +444,43 @@ impl<'a> Stage for Encoding<'a> {
         let mut scratch = take(&self.scratch);
         let mut bytes: Vec<u8> = take(&self.buffers);
         let mut again: Vec<u8> = take(&self.buffers);
-        bytes.clear();
-        let info = encoder
-            .encode_block(part, &mut scratch, &mut bytes)
-            .map_err(|error| self.failed(unit, error))?;
         let range = encoder.target_range(part);
         let original = encoder.expected(part);
         again.resize(range.len(), 0);
-        let decoded = decoder.decode_block(part, &bytes, *base, &mut again, &mut scratch);
+        bytes.clear();
+        // What one processor encodes another one decodes, where there are two.
+        let made = self.encodes_elsewhere(
+            unit,
+            encoder,
+            part,
+            *base,
+            for_encoding,
+            &mut scratch,
+            &mut bytes,
+        )?;
+        let mut decoded = Ok(());
+        let info = match made {
+            Some(info)
+                if decoder
+                    .decode_block(part, &bytes, *base, &mut again, &mut scratch)
+                    .is_ok()
+                    && *original == *again =>
+            {
+                info
+            }
+            _ => {
+                bytes.clear();
+                let info = encoder
+                    .encode_block(part, &mut scratch, &mut bytes)
+                    .map_err(|error| self.failed(unit, error))?;
+                let elsewhere =
+                    self.decodes_elsewhere(decoder, part, &bytes, *base, for_decoding, &mut again)?;
+                if !elsewhere || *original != *again {
+                    decoded = decoder.decode_block(part, &bytes, *base, &mut again, &mut scratch);
+                }
+                info
+            }
+        };
         if decoder.target_range(part) != range || *original != again || decoded.is_err() {
             let why = decoded
                 .err()
@@ -452,6 +498,55 @@ impl<'a> Stage for Encoding<'a> {
             info,
             checksum,
         })
+    }
+}
+
+impl Encoding<'_> {
+    /// Encodes a block with strips from a device, where it does them.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a block and what is known of its tensor"
+    )]
+    fn encodes_elsewhere(
+        &self,
+        unit: usize,
+        encoder: &TensorEncoder<'_>,
+        part: usize,
+        base: Option<&[u8]>,
+        needs: &ForEncoding,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<BlockInfo>, DeltaError> {
+        let (Some(base), Some((target, _))) = (base, self.views(unit)) else {
+            return Ok(None);
+        };
+        let encoding = &self.device.encoding;
+        let Some(strips) = encoding.strips(needs, encoder, part, target.data, base)? else {
+            return Ok(None);
+        };
+        let codes: Vec<_> = strips.iter().map(Strips::code).collect();
+        encoder
+            .encode_coded(part, &codes, scratch, out)
+            .map(Some)
+            .map_err(|error| self.failed(unit, error))
+    }
+
+    /// Whether a device decoded a block; what it makes of it may still be wrong.
+    fn decodes_elsewhere(
+        &self,
+        decoder: &TensorDecoder,
+        part: usize,
+        bytes: &[u8],
+        base: Option<&[u8]>,
+        needs: &OnDevice,
+        out: &mut [u8],
+    ) -> Result<bool, DeltaError> {
+        let blocks = &self.device.blocks;
+        let (Some(base), Some(_)) = (base, blocks.chunk(decoder)) else {
+            return Ok(false);
+        };
+        let left = blocks.decode(needs, decoder, part, &[bytes], base, out)?;
+        Ok(left.is_empty())
     }
 }
 

@@ -4,17 +4,18 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use rayon::ThreadPool;
 use sparse_codec::Effort;
 use sparse_store::hash::Sha256;
 use sparse_store::{CarriedFile, Model};
 
-use crate::DeltaError;
 use crate::error::During;
 use crate::manifest::FORMAT_VERSION;
 use crate::mode::Mode;
 use crate::progress::{Stop, Ticker};
+use crate::{DeltaError, Progress, residency};
 
 /// Bytes hashed between two looks at the wish to stop.
 const PIECE: usize = 1 << 20;
@@ -80,7 +81,8 @@ pub(crate) fn hash_file(path: &Path, stop: &Stop) -> Result<String, DeltaError> 
 
 /// The full fingerprint of a model, on the threads of `pool`.
 pub(crate) fn fingerprint(model: &Model, pool: &ThreadPool) -> Result<String, DeltaError> {
-    Ok(pool.install(|| model.fingerprint(None))?)
+    let relieve: Progress = Arc::new(|_, _| residency::relieve());
+    Ok(pool.install(|| model.fingerprint(Some(&relieve)))?)
 }
 
 /// Carried files of the base by size and content, hashed only when a size matches.

@@ -34,6 +34,7 @@ mod reconstruct;
 mod report;
 mod residency;
 mod seal;
+mod share;
 mod svd;
 mod tensor;
 mod tensors;
@@ -58,6 +59,7 @@ pub use report::{
     ArtifactContent, ArtifactInfo, Check, CompressMetrics, CompressOutcome, FileReport,
     ReconstructMetrics, ReconstructOutcome, Status, TensorReport,
 };
+pub use sparse_gpu::Choice as Device;
 pub use sparse_svd::Precision;
 pub use svd::{
     AdapterEntry, Kept, Profile, Quality, StagedApproximation, StagedSvd, SvdCompress,

@@ -281,8 +281,8 @@ impl<'a> Merging<'a> {
         }
         for (file, is_base) in self.carried() {
             stop.check()?;
-            if let Some(place) = place {
-                let (mut to, shown) = place.create(&file.name, 0)?;
+            let same_as = is_base.then_some(file.path());
+            if let Some((mut to, shown)) = Place::open(place, &file.name, 0, same_as)? {
                 let mut from = std::fs::File::open(file.path()).during("open", file.path())?;
                 std::io::copy(&mut from, &mut to).during("write", shown)?;
             }

@@ -16,6 +16,7 @@ use rayon::{Scope, ThreadPool};
 
 use crate::DeltaError;
 use crate::progress::Stop;
+use crate::residency;
 
 /// Bytes of units that may be prepared ahead of the one whose parts are being started.
 const AHEAD_BYTES: u64 = 64 << 20;
@@ -204,6 +205,7 @@ impl<'e, S: Stage> Coordinator<'e, S> {
             scope.spawn(move |_| {
                 if !halt.load(Ordering::Relaxed) {
                     let result = guarded(|| stage.work(unit, &prepared, part));
+                    residency::relieve();
                     drop(prepared);
                     drop(sender.send(Event::Done(unit, part, result)));
                 }

@@ -1,6 +1,7 @@
 //! Rebuilds the weight files of an artifact: into files, or into nothing but their SHA-256 (verify, dry run).
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use sparse_codec::{CodecError, Scratch, SharedTables, TensorDecoder};
+use sparse_gpu::{Blocks, Choice, OnDevice};
 use sparse_store::hash::Sha256;
 use sparse_store::{Header, Model, TensorHandle};
 
@@ -30,6 +32,7 @@ pub(crate) struct Rebuild<'a> {
     base: &'a Model,
     files: Vec<WeightPlan>,
     tables: Option<Arc<SharedTables>>,
+    device: Option<Blocks>,
     scratch: Mutex<Vec<Scratch>>,
     buffers: Mutex<Vec<Vec<u8>>>,
 }
@@ -130,9 +133,52 @@ impl<'a> Rebuild<'a> {
             base,
             files,
             tables,
+            device: None,
             scratch: Mutex::default(),
             buffers: Mutex::default(),
         })
+    }
+
+    /// The base's file that a weight file equals, header and every tensor of it.
+    pub(crate) fn unchanged(&self, number: usize) -> Option<&'a Path> {
+        let plan = self.files.get(number)?;
+        let entry = self.artifact.manifest.files.get(number)?;
+        let base = self.base.file(&entry.path)?;
+        let alike = base.size == entry.size && base.header_bytes() == plan.head;
+        let same = |(unit, place): (usize, &sparse_store::TensorEntry)| {
+            let row = self.artifact.tensors.get(plan.first + unit)?;
+            match row.source {
+                Source::Empty => Some(()),
+                Source::Same => {
+                    let data = self.base_of(row).ok()??.data();
+                    let start = usize::try_from(place.range.start).ok()?;
+                    let there = base.bytes().get(start..start.checked_add(data.len())?)?;
+                    std::ptr::eq(there, data).then_some(())
+                }
+                _ => None,
+            }
+        };
+        let all = || {
+            plan.header
+                .entries
+                .iter()
+                .enumerate()
+                .try_for_each(|e| same(e))
+        };
+        (alike && all().is_some()).then(|| base.path())
+    }
+
+    /// Decodes blocks on a device, as far as it has kernels for them.
+    pub(crate) fn on(mut self, device: Choice) -> Result<Self, DeltaError> {
+        if device != Choice::Cpu {
+            self.device = Some(Blocks::open(device)?);
+        }
+        Ok(self)
+    }
+
+    /// Blocks that a GPU decoded.
+    pub(crate) fn device_blocks(&self) -> u64 {
+        self.device.as_ref().map_or(0, |all| all.done().device)
     }
 
     /// Rebuilds one weight file. Returns its SHA-256.
@@ -247,6 +293,9 @@ enum Ready<'r, 'a> {
         blocks: &'r [BlockRow],
         decoder: Box<TensorDecoder>,
         base: Option<&'a [u8]>,
+        /// Blocks of a part: one, or as many as a device decodes together.
+        together: usize,
+        on_device: OnDevice,
     },
 }
 
@@ -350,11 +399,15 @@ impl<'r, 'a> Stage for Decoding<'r, 'a> {
                 ),
             ));
         }
+        let chunk = self.rebuild.device.as_ref().and_then(|d| d.chunk(&decoder));
+        let together = chunk.map_or(1, |chunk| chunk / decoder.target_range(0).len().max(1));
         Ok(Ready::Decode {
             row,
             blocks,
             decoder: Box::new(decoder),
             base: base.map(|base| base.data()),
+            together: together.max(1),
+            on_device: OnDevice::default(),
         })
     }
 
@@ -362,7 +415,9 @@ impl<'r, 'a> Stage for Decoding<'r, 'a> {
         match ready {
             Ready::Empty => 0,
             Ready::Copy(data) => data.len().div_ceil(COPY),
-            Ready::Decode { blocks, .. } => blocks.len(),
+            Ready::Decode {
+                blocks, together, ..
+            } => blocks.len().div_ceil(*together),
         }
     }
 
@@ -393,36 +448,24 @@ impl<'r, 'a> Stage for Decoding<'r, 'a> {
                 blocks,
                 decoder,
                 base,
+                together,
+                on_device,
             } => {
-                let range = decoder.target_range(part);
-                let block = blocks
-                    .get(part)
+                let first = part * together;
+                let blocks = blocks
+                    .get(first..blocks.len().min(first + together))
                     .ok_or_else(|| DeltaError::internal("no such block"))?;
-                let size = self.weight(unit);
-                if range.len() > MAX_BLOCK || range.end as u64 > size {
-                    return Err(self.rebuild.corrupt(row, "a block lies outside of it"));
-                }
-                let mut stored = take(&self.rebuild.buffers);
+                let run = Run {
+                    row,
+                    first,
+                    blocks,
+                    decoder,
+                    base: *base,
+                };
+                let range = self.bounds(unit, &run)?;
                 let mut buffer: Vec<u8> = take(&self.rebuild.buffers);
                 buffer.resize(range.len(), 0);
-                let mut scratch = take(&self.rebuild.scratch);
-                self.rebuild.artifact.payload.read(
-                    block.payload,
-                    block.offset,
-                    u64::from(block.length),
-                    &mut stored,
-                )?;
-                if checksum(&stored) != block.checksum {
-                    return Err(self.damaged(row, part, block, "its checksum is wrong".into()));
-                }
-                decoder
-                    .decode_block(part, &stored, *base, &mut buffer, &mut scratch)
-                    .map_err(|error| match error {
-                        CodecError::Base { .. } => self.rebuild.corrupt(row, error),
-                        other => self.damaged(row, part, block, other.to_string()),
-                    })?;
-                give(&self.rebuild.scratch, scratch);
-                give(&self.rebuild.buffers, stored);
+                self.decode(&run, on_device, &mut buffer)?;
                 self.write(&buffer, start + range.start as u64)?;
                 Ok(Piece::Own(buffer))
             }
@@ -430,7 +473,91 @@ impl<'r, 'a> Stage for Decoding<'r, 'a> {
     }
 }
 
+/// Consecutive blocks of a tensor.
+struct Run<'r> {
+    row: &'r TensorRow,
+    first: usize,
+    blocks: &'r [BlockRow],
+    decoder: &'r TensorDecoder,
+    base: Option<&'r [u8]>,
+}
+
 impl Decoding<'_, '_> {
+    /// The bytes of a tensor that blocks make, none of them too many.
+    fn bounds(&self, unit: usize, run: &Run<'_>) -> Result<Range<usize>, DeltaError> {
+        let size = self.weight(unit);
+        let mut all = run.decoder.target_range(run.first);
+        for block in run.first..run.first + run.blocks.len() {
+            let range = run.decoder.target_range(block);
+            if range.len() > MAX_BLOCK || range.end as u64 > size {
+                return Err(self.rebuild.corrupt(run.row, "a block lies outside of it"));
+            }
+            all.end = range.end;
+        }
+        Ok(all)
+    }
+
+    /// Decodes blocks whose checksums are right into `out`: on a device what it does, the rest here.
+    fn decode(
+        &self,
+        run: &Run<'_>,
+        on_device: &OnDevice,
+        out: &mut [u8],
+    ) -> Result<(), DeltaError> {
+        let Run {
+            row,
+            first,
+            decoder,
+            base,
+            ..
+        } = *run;
+        let mut stored: Vec<Vec<u8>> = Vec::with_capacity(run.blocks.len());
+        for (number, block) in run.blocks.iter().enumerate() {
+            let mut bytes = take(&self.rebuild.buffers);
+            self.rebuild.artifact.payload.read(
+                block.payload,
+                block.offset,
+                u64::from(block.length),
+                &mut bytes,
+            )?;
+            if checksum(&bytes) != block.checksum {
+                let problem = "its checksum is wrong".into();
+                return Err(self.damaged(row, first + number, block, problem));
+            }
+            stored.push(bytes);
+        }
+        let left = match (&self.rebuild.device, base) {
+            (Some(device), Some(base)) => {
+                let blocks: Vec<&[u8]> = stored.iter().map(Vec::as_slice).collect();
+                device.decode(on_device, decoder, first, &blocks, base, out)?
+            }
+            _ => (0..stored.len()).collect(),
+        };
+        let mut scratch = take(&self.rebuild.scratch);
+        let start = decoder.target_range(first).start;
+        for number in left {
+            let range = decoder.target_range(first + number);
+            let (Some(bytes), Some(block), Some(to)) = (
+                stored.get(number),
+                run.blocks.get(number),
+                out.get_mut(range.start - start..range.end - start),
+            ) else {
+                return Err(DeltaError::internal("no such block"));
+            };
+            decoder
+                .decode_block(first + number, bytes, base, to, &mut scratch)
+                .map_err(|error| match error {
+                    CodecError::Base { .. } => self.rebuild.corrupt(row, error),
+                    other => self.damaged(row, first + number, block, other.to_string()),
+                })?;
+        }
+        give(&self.rebuild.scratch, scratch);
+        for bytes in stored {
+            give(&self.rebuild.buffers, bytes);
+        }
+        Ok(())
+    }
+
     fn write(&self, bytes: &[u8], at: u64) -> Result<(), DeltaError> {
         match self.target {
             Some(target) => target

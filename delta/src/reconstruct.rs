@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 use sparse_adapter::{AdapterError, PeftAdapter};
+use sparse_gpu::Choice;
 use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 
 use crate::artifact::Artifact;
@@ -20,6 +21,7 @@ use crate::progress::{Stop, Ticker};
 use crate::rebuild::{Rebuild, Target};
 use crate::report::{FileReport, ReconstructMetrics, ReconstructOutcome, Status};
 use crate::residency::Residency;
+use crate::share::share;
 use crate::{CancelToken, DeltaError, Progress, carried, identity, pipeline};
 
 /// Rebuilds a fine-tune from its base and its delta.
@@ -38,7 +40,9 @@ pub struct Reconstruct {
     merge: Option<MergeRule>,
     overwrite: bool,
     dry_run: bool,
+    link_from: Option<PathBuf>,
     threads: Option<usize>,
+    device: Choice,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -54,7 +58,9 @@ impl Reconstruct {
             merge: None,
             overwrite: false,
             dry_run: false,
+            link_from: None,
             threads: None,
+            device: Choice::default(),
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -88,7 +94,22 @@ impl Reconstruct {
         self
     }
 
+    /// Files that the model has unchanged from the base become second names of the base's (hard links) where those lie below this
+    /// folder, whose files must never be changed in place: the Hub's cache, say. Where the file system can clone files, they are
+    /// cloned, wherever they lie. Everything is checked all the same.
+    pub fn link_from(mut self, folder: Option<PathBuf>) -> Self {
+        self.link_from = folder;
+        self
+    }
+
     crate::operation_setters!();
+
+    /// Where blocks are decoded: to the same bytes. A GPU decodes those of BF16, F16 and F32 tensors that are coded against a
+    /// base of the same dtype; the CPU does the rest, and merges adapters.
+    pub fn device(mut self, device: Choice) -> Self {
+        self.device = device;
+        self
+    }
 
     /// Rebuilds the model and commits it.
     pub async fn run(self) -> Result<(ReconstructOutcome, ReconstructMetrics), DeltaError> {
@@ -123,7 +144,9 @@ impl Reconstruct {
             merge: self.merge,
             overwrite: self.overwrite,
             dry_run: self.dry_run,
+            link_from: self.link_from,
             threads: self.threads,
+            device: self.device,
             cache: self.open.cache(),
             progress: self.progress,
             stop,
@@ -180,7 +203,9 @@ struct Job {
     merge: Option<MergeRule>,
     overwrite: bool,
     dry_run: bool,
+    link_from: Option<PathBuf>,
     threads: Option<usize>,
+    device: Choice,
     cache: PathBuf,
     progress: Option<Progress>,
     stop: Stop,
@@ -219,6 +244,9 @@ impl Job {
             Found::Free => Replace::Never,
             Found::Replaceable => Replace::Allow,
         };
+        let rebuild = Rebuild::new(&artifact, &self.base)
+            .map_err(|error| explain(error, &artifact, &self.base, &pool))?
+            .on(self.device)?;
         let _residency = Residency::watch(vec![Arc::clone(&self.base)]);
         let staged = match (self.dry_run, as_file) {
             (true, _) => None,
@@ -232,10 +260,13 @@ impl Job {
             root: staged.path(),
             shown: &output,
             as_file,
+            link_from: self.link_from.as_deref(),
         });
         let files = self
-            .rebuild(&artifact, place.as_ref(), &pool)
+            .rebuild(&artifact, &rebuild, place.as_ref(), &pool)
             .map_err(|error| explain(error, &artifact, &self.base, &pool))?;
+        let device_blocks = rebuild.device_blocks();
+        drop(rebuild);
         let bytes = artifact.manifest.original_bytes;
         let metrics = ReconstructMetrics {
             artifact_bytes: artifact.manifest.artifact_bytes,
@@ -243,6 +274,7 @@ impl Job {
             bytes_written: if self.dry_run { 0 } else { bytes },
             files: files.len() as u64,
             threads: pool.current_num_threads(),
+            device_blocks,
             decode: self.started.elapsed(),
             elapsed: self.started.elapsed(),
         };
@@ -305,8 +337,10 @@ impl Job {
             root: scratch.path(),
             shown: &self.dir,
             as_file: false,
+            link_from: None,
         };
-        self.rebuild(&artifact, Some(&place), pool)
+        Rebuild::new(&artifact, &self.base)
+            .and_then(|rebuild| self.rebuild(&artifact, &rebuild, Some(&place), pool))
             .map_err(|error| explain(error, &artifact, &self.base, pool))?;
         let named = |error| named_as(error, &self.dir);
         let adapter = Model::open_local(scratch.path())
@@ -328,6 +362,7 @@ impl Job {
             root: staged.path(),
             shown: &output,
             as_file: false,
+            link_from: self.link_from.as_deref(),
         });
         let ticker = Ticker::new(self.progress.clone(), "merging", merging.bytes());
         let files = merging
@@ -349,6 +384,7 @@ impl Job {
             bytes_written: if status == Status::Created { bytes } else { 0 },
             files: files.len() as u64,
             threads: pool.current_num_threads(),
+            device_blocks: 0,
             decode: self.started.elapsed(),
             elapsed: self.started.elapsed(),
         };
@@ -458,10 +494,10 @@ impl Job {
     fn rebuild(
         &self,
         artifact: &Artifact,
+        rebuild: &Rebuild<'_>,
         place: Option<&Place<'_>>,
         pool: &ThreadPool,
     ) -> Result<Vec<FileReport>, DeltaError> {
-        let rebuild = Rebuild::new(artifact, &self.base)?;
         let manifest = &artifact.manifest;
         let ticker = Ticker::new(
             self.progress.clone(),
@@ -477,14 +513,18 @@ impl Job {
                 let Some(entry) = manifest.files.get(number) else {
                     return Ok(());
                 };
-                let opened = place
-                    .map(|place| place.create(&entry.path, entry.size))
-                    .transpose()?;
+                let opened =
+                    Place::open(place, &entry.path, entry.size, rebuild.unchanged(number))?;
                 let target = opened.as_ref().map(|(file, shown)| Target { file, shown });
                 let sha256 = rebuild.file(number, target.as_ref(), pool, &self.stop, &ticker)?;
                 if sha256 != entry.sha256 {
+                    // A device that computes wrongly says nothing of it.
+                    let device = match rebuild.device_blocks() {
+                        0 => "",
+                        _ => " (a GPU took part: try the device cpu)",
+                    };
                     let problem = format!(
-                        "rebuilt from it, {:?} has SHA-256 {sha256} where the fine-tune's was {}",
+                        "rebuilt from it, {:?} has SHA-256 {sha256} where the fine-tune's was {}{device}",
                         entry.path, entry.sha256
                     );
                     return Err(DeltaError::corrupt(&artifact.dir, problem));
@@ -506,15 +546,11 @@ impl Job {
         }
         for entry in &manifest.carried {
             self.stop.check()?;
-            let opened = place
-                .map(|place| place.create(&entry.path, 0))
-                .transpose()?;
-            let target = opened.as_ref().map(|(file, shown)| (file, shown.as_path()));
             carried::restore(
                 artifact.carrier(),
                 &self.base,
                 entry,
-                target,
+                place,
                 &self.stop,
                 &ticker,
             )?;
@@ -641,9 +677,44 @@ pub(crate) struct Place<'p> {
     pub(crate) root: &'p Path,
     pub(crate) shown: &'p Path,
     pub(crate) as_file: bool,
+    /// Below it, files of the base may get a second name.
+    pub(crate) link_from: Option<&'p Path>,
 }
 
 impl Place<'_> {
+    /// A file of the model to write to. None where there is nothing to write: no place, or one where the base's file of the same
+    /// content could be shared.
+    pub(crate) fn open(
+        place: Option<&Self>,
+        relative: &str,
+        size: u64,
+        same_as: Option<&Path>,
+    ) -> Result<Option<(File, PathBuf)>, DeltaError> {
+        match (place, same_as) {
+            (None, _) => Ok(None),
+            (Some(place), Some(from)) if place.share(relative, from)? => Ok(None),
+            (Some(place), _) => place.create(relative, size).map(Some),
+        }
+    }
+
+    fn share(&self, relative: &str, from: &Path) -> Result<bool, DeltaError> {
+        if self.as_file {
+            return Ok(false);
+        }
+        let (path, _) = self.path(relative)?;
+        Ok(share(from, &path, self.link_from))
+    }
+
+    /// Where a file is written, its folder made, and the path people know.
+    fn path(&self, relative: &str) -> Result<(PathBuf, PathBuf), DeltaError> {
+        let path = sparse_store::safe_join(self.root, relative)?;
+        let shown = self.shown.join(relative);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).during("create", shown.parent().unwrap_or(&shown))?;
+        }
+        Ok((path, shown))
+    }
+
     pub(crate) fn create(&self, relative: &str, size: u64) -> Result<(File, PathBuf), DeltaError> {
         if self.as_file {
             let file = File::options()
@@ -653,11 +724,7 @@ impl Place<'_> {
             file.set_len(size).during("make room for", self.shown)?;
             return Ok((file, self.shown.to_path_buf()));
         }
-        let path = sparse_store::safe_join(self.root, relative)?;
-        let shown = self.shown.join(relative);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).during("create", shown.parent().unwrap_or(&shown))?;
-        }
+        let (path, shown) = self.path(relative)?;
         let file = File::create_new(&path).during("create", &shown)?;
         file.set_len(size).during("make room for", &shown)?;
         Ok((file, shown))

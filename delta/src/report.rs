@@ -122,6 +122,8 @@ pub struct CompressMetrics {
     pub blocks: u64,
     /// Threads that encoded.
     pub threads: usize,
+    /// Blocks that a GPU encoded, or decoded again to check them.
+    pub device_blocks: u64,
     /// Wall time from open to commit.
     pub elapsed: Duration,
 }
@@ -167,6 +169,8 @@ pub struct ReconstructMetrics {
     pub files: u64,
     /// Threads that decoded.
     pub threads: usize,
+    /// Blocks that a GPU decoded.
+    pub device_blocks: u64,
     /// Wall time up to the commit, everything decoded and hashed.
     pub decode: Duration,
     /// Wall time from open to commit.

@@ -6,15 +6,17 @@
 //! from the page cache. The thread alone would not do: on a busy machine it is not scheduled in time.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sparse_store::Model;
 
 /// Resident file pages above which the pages of models are released.
 const LIMIT: u64 = 192 << 20;
 const EVERY: Duration = Duration::from_millis(4);
+/// Nanoseconds between two looks: some megabytes are read in them at most, and a look takes three thousand.
+const LOOK: u64 = 500_000;
 
 /// Lets go of all the pages of something.
 type Release = Arc<dyn Fn() + Send + Sync>;
@@ -26,9 +28,10 @@ static WATCHES: AtomicUsize = AtomicUsize::new(0);
 /// watches), and no release takes them away.
 static OTHERS: AtomicU64 = AtomicU64::new(0);
 
-/// Releases the pages of what is watched, where they are too many. Called by who reads, between two pieces.
+/// Releases the pages of what is watched, where they are too many. Called by who reads, between two pieces; looks at most once
+/// in [`LOOK`], whoever asks.
 pub fn relieve() {
-    if WATCHES.load(Ordering::Relaxed) == 0 || !is_above(LIMIT) {
+    if WATCHES.load(Ordering::Relaxed) == 0 || !is_due() || !is_above(LIMIT) {
         return;
     }
     // Whoever held the lock before may have done it.
@@ -37,6 +40,20 @@ pub fn relieve() {
             release();
         }
     }
+}
+
+/// Whether nobody has looked for a while.
+fn is_due() -> bool {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    static LOOKED: AtomicU64 = AtomicU64::new(0);
+    let now = u64::try_from(BEGAN.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let looked = LOOKED.load(Ordering::Relaxed);
+    // Not held back while one releases: the others find it due after that time, and wait for its lock.
+    let due = looked == 0 || now.saturating_sub(looked) >= LOOK;
+    if due {
+        LOOKED.store(now, Ordering::Relaxed);
+    }
+    due
 }
 
 fn watched() -> MutexGuard<'static, Vec<(u64, Release)>> {

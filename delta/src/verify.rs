@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sparse_gpu::Choice;
 use sparse_store::{Model, OpenOptions};
 
 use crate::artifact::{self, Artifact};
@@ -22,6 +23,7 @@ pub struct Verify {
     path: String,
     base: Option<String>,
     threads: Option<usize>,
+    device: Choice,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -34,6 +36,7 @@ impl Verify {
             path: path.into(),
             base: None,
             threads: None,
+            device: Choice::default(),
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -48,6 +51,12 @@ impl Verify {
 
     crate::operation_setters!();
 
+    /// Where files are rebuilt, as for [`Reconstruct`](crate::Reconstruct).
+    pub fn device(mut self, device: Choice) -> Self {
+        self.device = device;
+        self
+    }
+
     /// One row per thing checked. What is damaged is a row, not an error; an error says that nothing could be checked.
     pub async fn run(self) -> Result<Vec<Check>, DeltaError> {
         let dir = paths::artifact_dir(&self.path, &self.open).await?;
@@ -57,9 +66,9 @@ impl Verify {
         };
         let stop = Stop::new(self.cancel.clone());
         let on_drop = stop.on_drop();
-        let (threads, progress) = (self.threads, self.progress);
+        let (threads, device, progress) = (self.threads, self.device, self.progress);
         let checks = tokio::task::spawn_blocking(move || {
-            pipeline::guarded(|| verify(dir, base, threads, progress, &stop))
+            pipeline::guarded(|| verify(dir, base, threads, device, progress, &stop))
         })
         .await
         .map_err(|error| DeltaError::internal(error.to_string()))?;
@@ -72,6 +81,7 @@ fn verify(
     dir: PathBuf,
     base: Option<Arc<Model>>,
     threads: Option<usize>,
+    device: Choice,
     progress: Option<Progress>,
     stop: &Stop,
 ) -> Result<Vec<Check>, DeltaError> {
@@ -112,7 +122,15 @@ fn verify(
         checks.extend(damaged_tensors(&artifact, stop)?);
     }
     if let Some(base) = base {
-        rebuild_all(&artifact, &base, threads, progress, stop, &mut checks)?;
+        rebuild_all(
+            &artifact,
+            &base,
+            threads,
+            device,
+            progress,
+            stop,
+            &mut checks,
+        )?;
     }
     Ok(checks)
 }
@@ -238,6 +256,7 @@ fn rebuild_all(
     artifact: &Artifact,
     base: &Arc<Model>,
     threads: Option<usize>,
+    device: Choice,
     progress: Option<Progress>,
     stop: &Stop,
     checks: &mut Vec<Check>,
@@ -247,7 +266,7 @@ fn rebuild_all(
     let _residency = Residency::watch(vec![Arc::clone(base)]);
     let manifest = &artifact.manifest;
     let rebuild = match Rebuild::new(artifact, base) {
-        Ok(rebuild) => rebuild,
+        Ok(rebuild) => rebuild.on(device)?,
         Err(error) => {
             checks.push(failed("headers", "file", error, artifact, base, &pool)?);
             return Ok(());

@@ -48,16 +48,30 @@ impl Compute {
         base: TensorView<'_>,
     ) -> Result<Option<DeltaStats>, GpuError> {
         let takes = |view: &TensorView<'_>| view.dtype.is_some_and(|d| dtype_name(d).is_some());
-        if let Some(device) = self.device().filter(|_| takes(&target) && takes(&base)) {
-            match device.delta_stats(target, base) {
-                Err(error) if self.choice != Choice::Cuda && error.is_of_device() => {
-                    if !self.failed.swap(true, Ordering::Relaxed) {
-                        tracing::warn!("going on on the CPU: {error}");
-                    }
+        let done = if takes(&target) && takes(&base) {
+            self.attempt(|device| device.delta_stats(target, base))?
+        } else {
+            None
+        };
+        Ok(done.unwrap_or_else(|| DeltaStats::of(target, base)))
+    }
+
+    /// What work on the GPU gives; `None` where there is none, or where it failed and the CPU goes on.
+    pub(crate) fn attempt<T>(
+        &self,
+        work: impl FnOnce(&Arc<Device>) -> Result<T, GpuError>,
+    ) -> Result<Option<T>, GpuError> {
+        let Some(device) = self.device() else {
+            return Ok(None);
+        };
+        match work(device) {
+            Err(error) if self.choice != Choice::Cuda && error.is_of_device() => {
+                if !self.failed.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("going on on the CPU: {error}");
                 }
-                result => return result,
+                Ok(None)
             }
+            result => result.map(Some),
         }
-        Ok(DeltaStats::of(target, base))
     }
 }

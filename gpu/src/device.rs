@@ -132,17 +132,17 @@ impl Device {
     }
 
     /// Pinned memory; with `read_back` for copies from the device, else for copies to it only.
-    pub(crate) fn pinned(
+    pub(crate) fn pinned<T: DeviceRepr + ValidAsZeroBits>(
         &self,
         len: usize,
         read_back: bool,
-    ) -> Result<PinnedHostSlice<u8>, GpuError> {
+    ) -> Result<PinnedHostSlice<T>, GpuError> {
         let flags = if read_back {
             0
         } else {
             cudarc::driver::sys::CU_MEMHOSTALLOC_WRITECOMBINED
         };
-        // SAFETY: bytes of any value; every caller writes before it reads.
+        // SAFETY: numbers of any bits; every caller writes before it reads.
         unsafe { self.context.alloc_pinned_with_flags(len.max(1), flags) }.during("pinning memory")
     }
 

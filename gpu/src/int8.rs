@@ -48,6 +48,21 @@ impl Segments {
         self.row.div_ceil(self.group)
     }
 
+    /// Whether there are codes and scales for so many elements.
+    fn check(
+        &self,
+        count: u64,
+        scales: &CudaSlice<f32>,
+        codes: &CudaSlice<i8>,
+    ) -> Result<(), GpuError> {
+        if self.count(count)? > scales.len() as u64 || count > codes.len() as u64 {
+            return Err(GpuError::unsupported(
+                "INT8 codes and words differ in number",
+            ));
+        }
+        Ok(())
+    }
+
     /// How many segments so many elements have.
     ///
     /// # Errors
@@ -114,32 +129,147 @@ impl Codes {
         base: Option<&CudaSlice<u8>>,
         out: &mut CudaSlice<u8>,
     ) -> Result<(), GpuError> {
-        let bytes = self.count.saturating_mul(dtype.word_bytes() as u64);
-        if self.count == 0 {
-            return Ok(());
-        }
-        if base.is_some_and(|base| (base.len() as u64) < bytes) || (out.len() as u64) < bytes {
-            return Err(GpuError::unsupported(
-                "INT8 codes and words differ in number",
-            ));
-        }
-        let function = device.function(Module::Int8, &format!("int8_apply_{}", name(dtype)?))?;
-        let config = launch_over(self.count.div_ceil(RUN), BLOCK)?;
-        let per_row = self.segments.per_row();
-        let mut launch = stream.launch_builder(&function);
-        pointer_or_null(&mut launch, base);
-        launch
-            .arg(&self.codes)
-            .arg(&self.scales)
-            .arg(&self.segments.row)
-            .arg(&self.segments.group)
-            .arg(&per_row)
-            .arg(&self.count)
-            .arg(out);
-        // SAFETY: the kernel's parameters in their order; `Codes::new` and the lines above checked every length.
-        unsafe { launch.launch(config) }.during("applying INT8")?;
-        Ok(())
+        launch_apply(
+            device,
+            stream,
+            dtype,
+            base,
+            &self.codes,
+            &self.scales,
+            self.segments,
+            self.count,
+            out,
+        )
     }
+}
+
+/// Queues the largest magnitude of each segment's differences, as bits: `out` holds `number` zeros before. `bad` becomes the
+/// first element that is not finite, if it was a larger number.
+#[expect(clippy::too_many_arguments, reason = "the buffers and what they hold")]
+pub(crate) fn launch_largest<T>(
+    device: &Device,
+    stream: &CudaStream,
+    dtype: DType,
+    target: &CudaSlice<u8>,
+    base: Option<&CudaSlice<u8>>,
+    segments: Segments,
+    number: u64,
+    out: &mut CudaSlice<T>,
+    bad: &mut CudaSlice<u64>,
+) -> Result<(), GpuError> {
+    let pieces = segments.group.div_ceil(PIECE);
+    let (warps, elements) = number
+        .checked_mul(pieces)
+        .zip((number / segments.per_row()).checked_mul(segments.row))
+        .ok_or_else(|| GpuError::unsupported("the tensor is too large"))?;
+    if number == 0 {
+        return Ok(());
+    }
+    if !number.is_multiple_of(segments.per_row()) || (out.len() as u64) < number {
+        return Err(GpuError::unsupported("segments and their scales differ"));
+    }
+    holds(dtype, elements, &[Some(target), base])?;
+    let function = device.function(Module::Int8, &format!("int8_largest_{}", name(dtype)?))?;
+    let config = launch_over(warps.saturating_mul(32), 128)?;
+    let per_row = segments.per_row();
+    let mut launch = stream.launch_builder(&function);
+    launch.arg(target);
+    pointer_or_null(&mut launch, base);
+    launch
+        .arg(&segments.row)
+        .arg(&segments.group)
+        .arg(&per_row)
+        .arg(&pieces)
+        .arg(&warps)
+        .arg(out)
+        .arg(bad);
+    // SAFETY: the kernel's parameters in their order; the lines above checked that words and scales go together.
+    unsafe { launch.launch(config) }.during("finding INT8 scales")?;
+    Ok(())
+}
+
+/// Queues the codes of `count` words' differences.
+#[expect(clippy::too_many_arguments, reason = "the buffers and what they hold")]
+pub(crate) fn launch_quantise(
+    device: &Device,
+    stream: &CudaStream,
+    dtype: DType,
+    target: &CudaSlice<u8>,
+    base: Option<&CudaSlice<u8>>,
+    scales: &CudaSlice<f32>,
+    segments: Segments,
+    count: u64,
+    codes: &mut CudaSlice<i8>,
+) -> Result<(), GpuError> {
+    if count == 0 {
+        return Ok(());
+    }
+    segments.check(count, scales, codes)?;
+    holds(dtype, count, &[Some(target), base])?;
+    let function = device.function(Module::Int8, &format!("int8_quantise_{}", name(dtype)?))?;
+    let config = launch_over(count.div_ceil(RUN), BLOCK)?;
+    let per_row = segments.per_row();
+    let mut launch = stream.launch_builder(&function);
+    launch.arg(target);
+    pointer_or_null(&mut launch, base);
+    launch
+        .arg(scales)
+        .arg(&segments.row)
+        .arg(&segments.group)
+        .arg(&per_row)
+        .arg(&count)
+        .arg(codes);
+    // SAFETY: as above.
+    unsafe { launch.launch(config) }.during("quantising to INT8")?;
+    Ok(())
+}
+
+/// Queues `out = base + codes * scales`; all hold `count` elements.
+#[expect(clippy::too_many_arguments, reason = "the buffers and what they hold")]
+pub(crate) fn launch_apply(
+    device: &Device,
+    stream: &CudaStream,
+    dtype: DType,
+    base: Option<&CudaSlice<u8>>,
+    codes: &CudaSlice<i8>,
+    scales: &CudaSlice<f32>,
+    segments: Segments,
+    count: u64,
+    out: &mut CudaSlice<u8>,
+) -> Result<(), GpuError> {
+    if count == 0 {
+        return Ok(());
+    }
+    segments.check(count, scales, codes)?;
+    holds(dtype, count, &[base, Some(out)])?;
+    let function = device.function(Module::Int8, &format!("int8_apply_{}", name(dtype)?))?;
+    let config = launch_over(count.div_ceil(RUN), BLOCK)?;
+    let per_row = segments.per_row();
+    let mut launch = stream.launch_builder(&function);
+    pointer_or_null(&mut launch, base);
+    launch
+        .arg(codes)
+        .arg(scales)
+        .arg(&segments.row)
+        .arg(&segments.group)
+        .arg(&per_row)
+        .arg(&count)
+        .arg(out);
+    // SAFETY: as above.
+    unsafe { launch.launch(config) }.during("applying INT8")?;
+    Ok(())
+}
+
+/// Whether buffers that there are hold so many words.
+fn holds(dtype: DType, count: u64, buffers: &[Option<&CudaSlice<u8>>]) -> Result<(), GpuError> {
+    let bytes = count.saturating_mul(dtype.word_bytes() as u64);
+    let short = |buffer: &CudaSlice<u8>| (buffer.len() as u64) < bytes;
+    if buffers.iter().flatten().any(|buffer| short(buffer)) {
+        return Err(GpuError::unsupported(
+            "INT8 codes and words differ in number",
+        ));
+    }
+    Ok(())
 }
 
 fn name(dtype: DType) -> Result<&'static str, GpuError> {
@@ -166,7 +296,7 @@ impl Device {
         let dtype = target
             .dtype
             .ok_or_else(|| GpuError::unsupported("INT8 takes floats, not an unknown dtype"))?;
-        let suffix = name(dtype)?;
+        name(dtype)?;
         if base.is_some_and(|b| b.dtype != target.dtype || b.data.len() != target.data.len()) {
             return Err(GpuError::unsupported(
                 "INT8 on a GPU takes a base of the tensor's dtype and size: use the device cpu",
@@ -188,50 +318,34 @@ impl Device {
         let base = base.map(|base| self.upload(base.data)).transpose()?;
         let mut scales = self.zeros::<f32>(scale_count)?;
         let mut bad = self.upload(&[u64::MAX])?;
-        let per_row = segments.per_row();
-        let pieces = segments.group.div_ceil(PIECE);
-        let warps = number
-            .checked_mul(pieces)
-            .ok_or_else(|| GpuError::unsupported("the tensor is too large"))?;
-
-        let largest = self.function(Module::Int8, &format!("int8_largest_{suffix}"))?;
-        let mut launch = self.stream().launch_builder(&largest);
-        launch.arg(&target);
-        pointer_or_null(&mut launch, base.as_ref());
-        launch
-            .arg(&segments.row)
-            .arg(&segments.group)
-            .arg(&per_row)
-            .arg(&pieces)
-            .arg(&warps)
-            .arg(&mut scales)
-            .arg(&mut bad);
-        // SAFETY: the kernel's parameters in their order; words, scales and pieces go together as computed above.
-        unsafe { launch.launch(launch_over(warps.saturating_mul(32), 128)?) }
-            .during("finding INT8 scales")?;
-
+        launch_largest(
+            self,
+            self.stream(),
+            dtype,
+            &target,
+            base.as_ref(),
+            segments,
+            number,
+            &mut scales,
+            &mut bad,
+        )?;
         let finish = self.function(Module::Int8, "int8_scales")?;
         let mut launch = self.stream().launch_builder(&finish);
         launch.arg(&mut scales).arg(&number);
-        // SAFETY: as above.
+        // SAFETY: the kernel's parameters in their order; there are `number` scales.
         unsafe { launch.launch(launch_over(number, BLOCK)?) }.during("finding INT8 scales")?;
-
         let mut codes = self.alloc::<i8>(elements)?;
-        let quantise = self.function(Module::Int8, &format!("int8_quantise_{suffix}"))?;
-        let mut launch = self.stream().launch_builder(&quantise);
-        launch.arg(&target);
-        pointer_or_null(&mut launch, base.as_ref());
-        launch
-            .arg(&scales)
-            .arg(&segments.row)
-            .arg(&segments.group)
-            .arg(&per_row)
-            .arg(&count)
-            .arg(&mut codes);
-        // SAFETY: as above.
-        unsafe { launch.launch(launch_over(count.div_ceil(RUN), BLOCK)?) }
-            .during("quantising to INT8")?;
-
+        launch_quantise(
+            self,
+            self.stream(),
+            dtype,
+            &target,
+            base.as_ref(),
+            &scales,
+            segments,
+            count,
+            &mut codes,
+        )?;
         let bad = self.download(&bad, 1)?;
         if let Some(element) = bad.first().copied().filter(|at| *at != u64::MAX) {
             return Err(GpuError::NotFinite { element });

@@ -10,15 +10,17 @@ pub(crate) enum Module {
     Stats,
     Int8,
     Decode,
+    Encode,
     Steps,
 }
 
 impl Module {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::LowRank,
         Self::Stats,
         Self::Int8,
         Self::Decode,
+        Self::Encode,
         Self::Steps,
     ];
 
@@ -28,6 +30,7 @@ impl Module {
             Self::Stats => include_str!("../kernels/stats.ptx"),
             Self::Int8 => include_str!("../kernels/int8.ptx"),
             Self::Decode => include_str!("../kernels/decode.ptx"),
+            Self::Encode => include_str!("../kernels/encode.ptx"),
             Self::Steps => include_str!("../kernels/steps.ptx"),
         }
     }
@@ -38,6 +41,7 @@ impl Module {
             Self::Stats => "stats",
             Self::Int8 => "int8",
             Self::Decode => "decode",
+            Self::Encode => "encode",
             Self::Steps => "steps",
         }
     }

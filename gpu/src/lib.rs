@@ -13,32 +13,43 @@
 //! assert!(Choice::Auto.open().is_ok());
 //! ```
 
+mod blocks;
 mod choice;
 mod compute;
 mod decode;
 mod device;
+mod encode;
 mod error;
 mod int8;
+mod int8_ring;
+mod int8_streamed;
 mod kernels;
 mod lowrank;
 mod measure;
+mod needs;
 mod probe;
 mod resident;
 mod restore;
+mod ring;
+mod slots;
 mod stats;
 mod steps;
 mod streamed;
 mod strips;
 
+pub use blocks::Blocks;
 pub use choice::Choice;
 pub use compute::Compute;
 pub use device::Device;
+pub use encode::{Encoded, Encoding, ForEncoding};
 pub use error::GpuError;
 pub use int8::{Quantised, Segments};
+pub use int8_streamed::Int8Streamed;
 pub use kernels::kernels;
 pub use lowrank::DeviceMatrices;
 pub use measure::{Measurement, measure};
 pub use probe::{Absent, Found, features, probe};
 pub use resident::{Resident, Update};
 pub use restore::{Coded, Restored};
+pub use ring::OnDevice;
 pub use streamed::{Ran, Ring, predict_streamed};

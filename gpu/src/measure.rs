@@ -1,13 +1,22 @@
 //! Measures the kernels against what the device's memory and the bus can do, in one run.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use sparse_codec::{Adapter, DType, LowRank, TensorView};
+use cudarc::driver::{DevicePtr as _, DevicePtrMut as _};
+use sparse_codec::{
+    Adapter, BlockForm, CodecError, DType, EncodeOptions, LowRank, Scratch, TensorDecoder,
+    TensorEncoder, TensorView,
+};
 
 use crate::error::During;
 use crate::int8::{Codes, Segments};
-use crate::{Choice, Device, DeviceMatrices, GpuError, Ring, predict_streamed};
+use crate::strips::{DeviceTables, Staged, Strip};
+use crate::{
+    Blocks, Choice, Compute, Device, DeviceMatrices, Encoding, ForEncoding, GpuError, OnDevice,
+    Ring, decode, predict_streamed,
+};
 
 /// Rank of the low-rank update.
 const RANK: u64 = 16;
@@ -52,7 +61,7 @@ pub fn measure(device: &Arc<Device>, rows: u64, cols: u64) -> Result<Vec<Measure
     all.push(timed(device, "copy on the device", 4 * elements, || {
         stream.memcpy_dtod(&base, &mut out).during("copying")
     })?);
-    let mut up = device.pinned(bytes, false)?;
+    let mut up = device.pinned::<u8>(bytes, false)?;
     up.as_mut_slice().during("filling pinned memory")?.fill(0);
     all.push(timed(
         device,
@@ -60,7 +69,7 @@ pub fn measure(device: &Arc<Device>, rows: u64, cols: u64) -> Result<Vec<Measure
         2 * elements,
         || stream.memcpy_htod(&up, &mut out).during("copying"),
     )?);
-    let mut down = device.pinned(bytes, true)?;
+    let mut down = device.pinned::<u8>(bytes, true)?;
     all.push(timed(
         device,
         "the device to pinned memory",
@@ -138,7 +147,167 @@ pub fn measure(device: &Arc<Device>, rows: u64, cols: u64) -> Result<Vec<Measure
             .map(drop)
         },
     )?);
+    drop((out, base, classes));
+    blocks(device, rows, cols, &mut all)?;
     Ok(all)
+}
+
+/// Measures the decoding of strips that lie in the device's memory, and blocks from host to host on several threads.
+fn blocks(
+    device: &Arc<Device>,
+    rows: u64,
+    cols: u64,
+    all: &mut Vec<Measurement>,
+) -> Result<(), GpuError> {
+    let broken = |error: CodecError| GpuError::unsupported(error.to_string());
+    let count = usize::try_from(rows * cols).unwrap_or(0);
+    let (base, target) = tuned(count);
+    let shape = [rows, cols];
+    let view = |data| TensorView {
+        dtype: Some(DType::BF16),
+        shape: &shape,
+        data,
+    };
+    let options = EncodeOptions::default();
+    let encoder = TensorEncoder::new(view(&target), Some(view(&base)), &options).map_err(broken)?;
+    let form = Some((Some(DType::BF16), &shape[..]));
+    let decoder = TensorDecoder::new(Some(DType::BF16), &shape, encoder.header(), form, None)
+        .map_err(broken)?;
+    let mut scratch = Scratch::default();
+    let mut coded = Vec::with_capacity(encoder.blocks());
+    for block in 0..encoder.blocks() {
+        let mut bytes = Vec::new();
+        encoder
+            .encode_block(block, &mut scratch, &mut bytes)
+            .map_err(broken)?;
+        coded.push(bytes);
+    }
+    let coded_bytes: usize = coded.iter().map(Vec::len).sum();
+    let bytes = 4 * count as u64 + coded_bytes as u64;
+
+    if let Some(coding) = decoder.coding() {
+        let stream = Arc::clone(device.stream());
+        let words = device.upload(&base)?;
+        let mut out = device.alloc::<u8>(base.len())?;
+        let (from, to) = (words.device_ptr(&stream).0, out.device_ptr_mut(&stream).0);
+        let (mut staged, mut strips) = (Staged::default(), Vec::new());
+        for (block, bytes) in coded.iter().enumerate() {
+            if let Ok(BlockForm::Strips(forms)) = decoder.block_form(block, bytes) {
+                for form in forms {
+                    let at = 2 * form.words.start as u64;
+                    strips.push(Strip {
+                        prediction: from + at,
+                        words: to + at,
+                        ..staged.coded(&coding, &form)?
+                    });
+                }
+            }
+        }
+        let parts = device.upload(&staged.bytes)?;
+        let strips = Staged::addresses(&strips, parts.device_ptr(&stream).0);
+        let on_device = device.upload(&strips)?;
+        let tables = DeviceTables::new(device, coding.tables, true)?;
+        let mut status = device.alloc::<u32>(strips.len())?;
+        all.push(timed(
+            device,
+            "strips decoded on the device",
+            bytes,
+            || {
+                decode::launch(
+                    device,
+                    &stream,
+                    DType::BF16,
+                    &tables,
+                    &on_device,
+                    &mut status,
+                    strips.len(),
+                )
+            },
+        )?);
+    }
+
+    let compute = Arc::new(Compute::open(Choice::Cuda)?);
+    let (decodes, encodes) = (Blocks::on(&compute)?, Encoding::on(&compute)?);
+    let (for_decoding, for_encoding) = (OnDevice::default(), ForEncoding::default());
+    let each = decoder.target_range(0).len().max(1);
+    let together = decodes
+        .chunk(&decoder)
+        .map_or(1, |chunk| (chunk / each).max(1));
+    let coded: Vec<&[u8]> = coded.iter().map(Vec::as_slice).collect();
+    all.push(timed(
+        device,
+        "blocks decoded from host to host, 8 threads",
+        bytes,
+        || {
+            on_threads(coded.len().div_ceil(together), |run| {
+                let first = run * together;
+                let some = coded.chunks(together).nth(run).unwrap_or_default();
+                let range = decoder.target_range(first).start
+                    ..decoder.target_range(first + some.len() - 1).end;
+                let mut out = vec![0; range.len()];
+                let left = decodes.decode(&for_decoding, &decoder, first, some, &base, &mut out);
+                left.map(drop)
+            })
+        },
+    )?);
+    all.push(timed(
+        device,
+        "strips encoded from host to host, 8 threads",
+        bytes,
+        || {
+            on_threads(encoder.blocks(), |block| {
+                let strips = encodes.strips(&for_encoding, &encoder, block, &target, &base);
+                strips.map(drop)
+            })
+        },
+    )?);
+    Ok(())
+}
+
+/// Does numbered work on eight threads.
+fn on_threads(
+    count: usize,
+    work: impl Fn(usize) -> Result<(), GpuError> + Sync,
+) -> Result<(), GpuError> {
+    let next = AtomicUsize::new(0);
+    let run = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= count {
+                return Ok(());
+            }
+            work(number)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(run)).collect();
+        threads.into_iter().try_for_each(|thread| {
+            thread
+                .join()
+                .unwrap_or_else(|_| Err(GpuError::unsupported("a thread panicked")))
+        })
+    })
+}
+
+/// BF16 words that look like weights, and the same after a small update.
+fn tuned(count: usize) -> (Vec<u8>, Vec<u8>) {
+    let (mut base, mut target) = (Vec::new(), Vec::new());
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    for _ in 0..count {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // Of 0.01 or so, and an update of a hundredth of that.
+        let [a, b, c, d, ..] = state
+            .to_le_bytes()
+            .map(|byte| f32::from(byte) / 128.0 - 1.0);
+        let word = (a + b) * 0.01;
+        let word = word.to_bits() & 0xffff_0000;
+        let new = f32::from_bits(word) + (c + d) * 1e-4;
+        base.extend_from_slice(&word.to_le_bytes()[2..]);
+        target.extend_from_slice(&new.to_bits().to_le_bytes()[2..]);
+    }
+    (base, target)
 }
 
 fn timed(

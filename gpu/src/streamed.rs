@@ -8,6 +8,7 @@ use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, PinnedHostSlice};
 use sparse_codec::Matrices;
 
 use crate::error::During;
+use crate::ring::drain;
 use crate::{Choice, Device, DeviceMatrices, GpuError};
 
 /// The ring's measures.
@@ -268,10 +269,6 @@ impl Pipe {
 impl Drop for Pipe {
     /// No copy may be under way when the buffers go, whatever ended the run: pageable slices of pinned memory carry no event.
     fn drop(&mut self) {
-        for stream in [&self.up, &self.compute, &self.down] {
-            if let Err(error) = stream.synchronize() {
-                tracing::debug!("leaving a GPU's ring: {error}");
-            }
-        }
+        drain(&[&self.up, &self.compute, &self.down]);
     }
 }

@@ -1,7 +1,9 @@
 //! Strips of the block format in the device's memory, and the frequency tables they are coded with: what `kernels/strips.cuh`
 //! declares.
 
-use cudarc::driver::{CudaFunction, CudaSlice, DeviceRepr, LaunchConfig, sys};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::{CudaFunction, CudaSlice, DeviceRepr, LaunchConfig, ValidAsZeroBits, sys};
 use sparse_codec::{Coding, CodingTables, UNCHANGED_ROW};
 
 use crate::error::During;
@@ -35,6 +37,8 @@ pub(crate) struct Strip {
 
 // SAFETY: plain numbers in the kernels' layout.
 unsafe impl DeviceRepr for Strip {}
+// SAFETY: as above.
+unsafe impl ValidAsZeroBits for Strip {}
 
 /// Bytes that travel to the device with strips, each part from a multiple of four on.
 #[derive(Debug, Default)]
@@ -113,6 +117,8 @@ pub(crate) struct DeviceTables {
     pub(crate) fits: u32,
     /// Bytes of shared memory.
     shared: u32,
+    /// And the most that a kernel may ask for.
+    most: i32,
 }
 
 impl DeviceTables {
@@ -138,7 +144,8 @@ impl DeviceTables {
         let (tokens, map) = (words(&tokens), words(tables.maps().as_flattened()));
         let least = WARPS as usize * QUEUE + map.len() * 4;
         let all = least + intervals.len() * 1024 + tokens.len() * 4;
-        let fits = all <= device.shared_memory()?;
+        let most = device.shared_memory()?;
+        let fits = all <= most;
         let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(Self {
             intervals: device.upload(intervals.as_flattened())?,
@@ -150,6 +157,7 @@ impl DeviceTables {
             first: tables.first(),
             fits: u32::from(fits),
             shared: narrow(if fits { all } else { least }),
+            most: i32::try_from(most).unwrap_or(i32::MAX),
         })
     }
 
@@ -162,8 +170,9 @@ impl DeviceTables {
         if self.shared as usize > ALWAYS {
             let most =
                 sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // The same for all tables: threads that launch at once share the function.
             function
-                .set_attribute(most, self.shared.cast_signed())
+                .set_attribute(most, self.most)
                 .during("asking for shared memory")?;
         }
         Ok(LaunchConfig {
@@ -171,5 +180,61 @@ impl DeviceTables {
             block_dim: (32 * WARPS, 1, 1),
             shared_mem_bytes: self.shared,
         })
+    }
+}
+
+/// The tables that were put on the device last, for tensors that share them.
+#[derive(Debug, Default)]
+pub(crate) struct TableCache(Mutex<Vec<Cached>>);
+
+/// Tables kept at once: a model has a few that its tensors share.
+const KEPT: usize = 4;
+
+#[derive(Debug)]
+struct Cached {
+    intervals: Vec<u32>,
+    maps: Vec<u8>,
+    precision: u32,
+    first: i32,
+    tables: Arc<DeviceTables>,
+}
+
+impl Cached {
+    fn is(&self, tables: CodingTables<'_>) -> bool {
+        self.precision == tables.precision()
+            && self.first == tables.first()
+            && self.maps == tables.maps().as_flattened()
+            && self.intervals == tables.intervals().as_flattened()
+    }
+}
+
+impl TableCache {
+    /// Tables in the device's memory, copied there in the order of its own stream where they were not there.
+    pub(crate) fn get(
+        &self,
+        device: &Device,
+        tables: CodingTables<'_>,
+        decodes: bool,
+    ) -> Result<Arc<DeviceTables>, GpuError> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = kept.iter().position(|cached| cached.is(tables)) {
+            let cached = kept.remove(at);
+            let found = Arc::clone(&cached.tables);
+            kept.push(cached);
+            return Ok(found);
+        }
+        let made = Arc::new(DeviceTables::new(device, tables, decodes)?);
+        // The one that was not asked for the longest goes.
+        if kept.len() == KEPT {
+            kept.remove(0);
+        }
+        kept.push(Cached {
+            intervals: tables.intervals().as_flattened().to_vec(),
+            maps: tables.maps().as_flattened().to_vec(),
+            precision: tables.precision(),
+            first: tables.first(),
+            tables: Arc::clone(&made),
+        });
+        Ok(made)
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use sparse_codec::{CodecError, DType, Granularity, Int8, TensorView};
-use sparse_delta::DeltaTensors;
+use sparse_delta::{DeltaError, DeltaTensors};
+use sparse_gpu::{GpuError, Int8Streamed};
 use sparse_store::{Model, Pair, TensorHandle};
 
 use crate::InferenceError;
@@ -32,6 +33,7 @@ pub(crate) enum Rebuilt<'m> {
         pairs: &'m [Pair<'m>],
         numbers: HashMap<&'m str, usize>,
         granularity: Granularity,
+        streamed: Int8Streamed,
         id: String,
     },
     Delta {
@@ -42,7 +44,12 @@ pub(crate) enum Rebuilt<'m> {
 }
 
 impl<'m> Rebuilt<'m> {
-    pub(crate) fn int8(pairs: &'m [Pair<'m>], granularity: Granularity, finetune: &str) -> Self {
+    pub(crate) fn int8(
+        pairs: &'m [Pair<'m>],
+        granularity: Granularity,
+        streamed: Int8Streamed,
+        finetune: &str,
+    ) -> Self {
         let mut numbers = HashMap::new();
         for (number, pair) in pairs.iter().enumerate() {
             numbers.entry(pair.target.name()).or_insert(number);
@@ -51,27 +58,41 @@ impl<'m> Rebuilt<'m> {
             pairs,
             numbers,
             granularity,
+            streamed,
             id: format!("{finetune} in INT8"),
         }
     }
 
-    /// The quantised difference of a pair; none where the tensor is kept exactly.
-    pub(crate) fn quantised(
-        pair: &Pair<'m>,
-        granularity: Granularity,
-    ) -> Result<Option<Int8<'m>>, InferenceError> {
-        let (target, base) = (view(pair.target), pair.base.map(view));
-        if !Int8::suits(target, base) {
-            return Ok(None);
+    /// The difference of a pair, quantised; none where the tensor is kept exactly.
+    pub(crate) fn quantised(&self, pair: &Pair<'m>) -> Result<Option<Int8<'m>>, InferenceError> {
+        match self {
+            Self::Int8 {
+                granularity,
+                streamed,
+                ..
+            } => quantised(streamed, pair, *granularity),
+            _ => Ok(None),
         }
-        match Int8::new(target, base, granularity) {
-            Ok(int8) => Ok(Some(int8)),
-            Err(CodecError::NotFinite { .. }) => Ok(None),
-            Err(error) => Err(InferenceError::model(
-                pair.target.file.name.as_str(),
-                format!("tensor {:?}: {error}", pair.target.name()),
-            )),
-        }
+    }
+}
+
+fn quantised<'m>(
+    streamed: &Int8Streamed,
+    pair: &Pair<'m>,
+    granularity: Granularity,
+) -> Result<Option<Int8<'m>>, InferenceError> {
+    let (target, base) = (view(pair.target), pair.base.map(view));
+    if !Int8::suits(target, base) {
+        return Ok(None);
+    }
+    match streamed.quantise(target, base, granularity) {
+        Ok(int8) => Ok(Some(int8)),
+        Err(GpuError::Codec(CodecError::NotFinite { .. })) => Ok(None),
+        Err(GpuError::Codec(error)) => Err(InferenceError::model(
+            pair.target.file.name.as_str(),
+            format!("tensor {:?}: {error}", pair.target.name()),
+        )),
+        Err(error) => Err(DeltaError::from(error).into()),
     }
 }
 
@@ -105,6 +126,7 @@ impl Weights for Rebuilt<'_> {
                 pairs,
                 numbers,
                 granularity,
+                streamed,
                 id,
             } => {
                 let pair = numbers
@@ -114,8 +136,11 @@ impl Weights for Rebuilt<'_> {
                         InferenceError::model(id, format!("it has no tensor {name:?}"))
                     })?;
                 let dtype = pair.target.dtype();
-                let values = match Self::quantised(pair, *granularity)? {
-                    Some(int8) => floats(id, name, dtype, &int8.rebuilt(0..int8.elements())),
+                let values = match quantised(streamed, pair, *granularity)? {
+                    Some(int8) => {
+                        let words = streamed.rebuilt(&int8, 0..int8.elements());
+                        floats(id, name, dtype, &words.map_err(DeltaError::from)?)
+                    }
                     None => floats(id, name, dtype, pair.target.data()),
                 };
                 release(pair);

@@ -86,9 +86,9 @@ pub(crate) fn measure(
         }
         step()?;
         let measured = match candidate {
-            Candidate::Int8(granularity) => {
-                Rebuilt::quantised(pair, *granularity)?.map(|int8| (int8.measure(), int8.bytes()))
-            }
+            Candidate::Int8(_) => rebuilt
+                .quantised(pair)?
+                .map(|int8| (int8.measure(), int8.bytes())),
             _ => of_delta(rebuilt, pair)?,
         };
         if let Some((error, bytes)) = measured {

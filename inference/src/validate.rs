@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use rayon::ThreadPool;
 use serde::Serialize;
 use sparse_delta::support::{self, Residency};
-use sparse_delta::{CancelToken, DeltaError, DeltaTensors, Progress};
+use sparse_delta::{CancelToken, DeltaError, DeltaTensors, Device, Progress};
+use sparse_gpu::Int8Streamed;
 use sparse_store::{Model, OpenOptions};
 
 use crate::behaviour::{Behaviour, score};
@@ -46,6 +47,7 @@ pub struct Validate {
     prompts: Option<Vec<String>>,
     max_length: usize,
     threads: Option<usize>,
+    device: Device,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -93,6 +95,7 @@ impl Validate {
             prompts: None,
             max_length: 128,
             threads: None,
+            device: Device::default(),
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -123,6 +126,12 @@ impl Validate {
     }
 
     sparse_delta::operation_setters!();
+
+    /// Where INT8's scales and rebuilt tensors are computed: to the same bits. Errors are measured, and models run, on the CPU.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
 
     /// Measures and runs.
     ///
@@ -230,7 +239,8 @@ impl Job {
                 id: path.clone(),
             },
             (Candidate::Int8(granularity), _) => {
-                Rebuilt::int8(&pairs, *granularity, self.finetune.id())
+                let streamed = Int8Streamed::open(self.options.device).map_err(DeltaError::from)?;
+                Rebuilt::int8(&pairs, *granularity, streamed, self.finetune.id())
             }
             _ => Rebuilt::Base(&self.base),
         };

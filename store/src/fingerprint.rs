@@ -10,7 +10,7 @@ impl WeightFile {
     /// BLAKE3 of the whole file, on all cores, with bounded resident memory.
     #[must_use]
     pub fn blake3(&self) -> [u8; 32] {
-        *blake3_map(self.map(), &mut |_| ()).as_bytes()
+        *blake3_map(self.map(), &mut |done| self.release(done)).as_bytes()
     }
 }
 
@@ -50,8 +50,9 @@ impl Model {
         let mut all =
             blake3::Hasher::new_derive_key("sparse 2026-11 fingerprint of a model's weight files");
         for file in self.files() {
-            let hash = blake3_map(file.map(), &mut |bytes| {
-                done += bytes;
+            let hash = blake3_map(file.map(), &mut |range| {
+                done += range.end - range.start;
+                file.release(range);
                 if let Some(progress) = progress {
                     #[expect(clippy::cast_precision_loss, reason = "a fraction for people")]
                     progress(

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::ops::Range;
 use std::path::Path;
 
 use sha2::Digest as _;
@@ -59,7 +60,9 @@ pub fn sha256_file(path: &Path) -> Result<String, StoreError> {
 /// BLAKE3 of a file, in lower-case hexadecimal, on all cores, with bounded resident memory.
 pub fn blake3_file(path: &Path) -> Result<String, StoreError> {
     let map = Map::open(path)?;
-    Ok(blake3_map(&map, &mut |_| ()).to_hex().to_string())
+    Ok(blake3_map(&map, &mut |done| map.release(done))
+        .to_hex()
+        .to_string())
 }
 
 /// BLAKE3 of bytes in memory, in lower-case hexadecimal.
@@ -68,8 +71,9 @@ pub fn blake3_hex(data: &[u8]) -> String {
     blake3::hash(data).to_hex().to_string()
 }
 
-/// BLAKE3 of a mapped file on all cores; pages are let go behind. `advance` is told the bytes done since its last call.
-pub(crate) fn blake3_map(map: &Map, advance: &mut dyn FnMut(u64)) -> blake3::Hash {
+/// BLAKE3 of a mapped file on all cores. `advance` is told the range that was hashed since its last call: the pages behind it may
+/// be let go.
+pub(crate) fn blake3_map(map: &Map, advance: &mut dyn FnMut(Range<u64>)) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
     let mut start = 0_u64;
     let window = WINDOW as u64;
@@ -77,8 +81,7 @@ pub(crate) fn blake3_map(map: &Map, advance: &mut dyn FnMut(u64)) -> blake3::Has
         let end = start + piece.len() as u64;
         map.prefetch(end..end.saturating_add(window));
         hasher.update_rayon(piece);
-        map.release(start..end);
-        advance(piece.len() as u64);
+        advance(start..end);
         start = end;
     }
     hasher.finalize()

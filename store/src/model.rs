@@ -25,7 +25,13 @@ pub struct WeightFile {
     path: PathBuf,
     header: Header,
     map: Map,
+    /// Whether its pages stay resident once they were read: it is of a small model.
+    stays: bool,
 }
+
+/// Bytes of weights up to which a model's pages are never let go: two such models, a base and its fine-tune, are within what is
+/// watched for, and to read a page again costs more than the room it takes.
+const SMALL: u64 = 96 << 20;
 
 impl WeightFile {
     fn open(name: String, path: PathBuf) -> Result<Self, StoreError> {
@@ -38,6 +44,7 @@ impl WeightFile {
             path,
             header,
             map,
+            stays: false,
         })
     }
 
@@ -66,9 +73,11 @@ impl WeightFile {
         self.bytes().get(..end).unwrap_or(&[])
     }
 
-    /// Lets go of the resident pages of a range of the file; they stay readable.
+    /// Lets go of the resident pages of a range of the file; they stay readable. Those of a small model (96 MiB) stay.
     pub fn release(&self, range: Range<u64>) {
-        self.map.release(range);
+        if !self.stays {
+            self.map.release(range);
+        }
     }
 
     /// Asks the system to read a range of the file ahead.
@@ -293,9 +302,11 @@ impl Model {
     fn assemble(
         root: &Path,
         single: bool,
-        files: Vec<WeightFile>,
+        mut files: Vec<WeightFile>,
         carried: Vec<CarriedFile>,
     ) -> Self {
+        let stays = files.iter().map(|file| file.size).sum::<u64>() <= SMALL;
+        files.iter_mut().for_each(|file| file.stays = stays);
         let mut by_name = HashMap::new();
         for (file_index, file) in files.iter().enumerate() {
             for (entry_index, entry) in file.header.entries.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! Devices through the binary: without a GPU, and with the stand-in for one (`gpu/standin`).
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -85,6 +86,124 @@ fn a_gpu_that_must_be_there_and_is_not_is_an_error() {
             .status
             .success()
     );
+}
+
+/// Names and bytes of a folder's files.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    files
+        .map(|file| {
+            let name = file.file_name().into_string().unwrap();
+            (name, std::fs::read(file.path()).unwrap())
+        })
+        .collect()
+}
+
+#[test]
+fn a_model_is_rebuilt_to_the_same_bytes_everywhere() {
+    let work = tempfile::tempdir().unwrap();
+    let (base, tuned) = (example("base"), example("sft"));
+    let path = |name: &str| work.path().join(name).display().to_string();
+    let (delta, out) = (path("delta"), path("out"));
+    let compress = [
+        "compress", &base, &tuned, "-o", &delta, "--json", "--device", "cuda",
+    ];
+    let made: serde_json::Value =
+        serde_json::from_str(&stdout(&on(work.path(), true, &compress, &[]))).unwrap();
+    assert!(made["device_blocks"].as_u64() > Some(10), "{made}");
+    let wanted = files(Path::new(&tuned));
+    let rebuild = |standin: bool, device: &str, variables: &[(&str, &str)]| {
+        let arguments = [
+            "reconstruct",
+            &base,
+            &delta,
+            "-o",
+            &out,
+            "--json",
+            "--device",
+            device,
+            "--threads",
+            "2",
+            "--log",
+            "warn",
+        ];
+        let output = on(work.path(), standin, &arguments, variables);
+        if output.status.success() {
+            assert!(files(Path::new(&out)) == wanted);
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+        assert!(!Path::new(&out).exists());
+        output
+    };
+    let blocks = |output: &Output| -> u64 {
+        let told: serde_json::Value = serde_json::from_str(&stdout(output)).unwrap();
+        told["device_blocks"].as_u64().unwrap()
+    };
+    assert_eq!(blocks(&rebuild(false, "auto", &[])), 0);
+    assert_eq!(blocks(&rebuild(true, "cpu", &[])), 0);
+    let all = blocks(&rebuild(true, "cuda", &[]));
+    assert!(all > 10, "{all}");
+    let failing = [("SPARSE_STANDIN_FAIL", "launch:7")];
+    let auto = rebuild(true, "auto", &failing);
+    assert!((1..all).contains(&blocks(&auto)));
+    let text = stderr(&auto);
+    assert!(text.contains("going on on the CPU"), "{text}");
+    let cuda = rebuild(true, "cuda", &failing);
+    assert_eq!(cuda.status.code(), Some(1));
+    let text = stderr(&cuda);
+    assert!(text.contains("the GPU failed"), "{text}");
+    // And through SQL.
+    let sql = format!(
+        "SET sparse.device = 'cuda'; SELECT status FROM sparse_reconstruct('{base}', '{delta}', '{out}')"
+    );
+    let failed = on(work.path(), true, &["sql", "-c", &sql], &failing);
+    assert!(
+        stderr(&failed).contains("the GPU failed"),
+        "{}",
+        stderr(&failed)
+    );
+    assert!(!Path::new(&out).exists());
+    stdout(&on(work.path(), true, &["sql", "-c", &sql], &[]));
+    assert!(files(Path::new(&out)) == wanted);
+}
+
+#[test]
+fn int8_is_judged_the_same_everywhere() {
+    let work = tempfile::tempdir().unwrap();
+    let (base, tuned) = (example("base"), example("sft"));
+    let judge = |standin: bool, device: &str, variables: &[(&str, &str)]| {
+        let arguments = [
+            "validate-int8",
+            &base,
+            &tuned,
+            "--json",
+            "--prompt",
+            "The cat sat on the mat.",
+            "--device",
+            device,
+            "--log",
+            "warn",
+        ];
+        on(work.path(), standin, &arguments, variables)
+    };
+    let told = |output: &Output| {
+        let mut told: serde_json::Value = serde_json::from_str(&stdout(output)).unwrap();
+        told.as_object_mut().unwrap().remove("seconds");
+        told
+    };
+    let wanted = told(&judge(true, "cpu", &[]));
+    assert!(wanted["behaviour"].is_object(), "{wanted}");
+    assert_eq!(told(&judge(true, "cuda", &[])), wanted);
+    // That a GPU computes is seen by what happens when its launches fail.
+    let failing = [("SPARSE_STANDIN_FAIL", "launch:20")];
+    let auto = judge(true, "auto", &failing);
+    assert_eq!(told(&auto), wanted);
+    let text = stderr(&auto);
+    assert!(text.contains("going on on the CPU"), "{text}");
+    let cuda = judge(true, "cuda", &failing);
+    assert_eq!(cuda.status.code(), Some(1));
+    let text = stderr(&cuda);
+    assert!(text.contains("the GPU failed"), "{text}");
 }
 
 #[test]

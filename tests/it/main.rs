@@ -11,6 +11,7 @@ mod approximations;
 mod bounded;
 mod catalog;
 mod cli;
+mod dataset_pairs;
 mod datasets;
 mod dependencies;
 mod docs;

@@ -14,7 +14,7 @@ use crate::http::{free_address, get, wait};
 use crate::pipelines::Work;
 use crate::serve::{Daemon, value};
 use crate::support::{
-    damage, example, on_path, root, run, run_fails, run_json, run_ok, signal, sparse, stderr, text,
+    damage, example, program, root, run, run_fails, run_json, run_ok, signal, sparse, stderr, text,
 };
 
 /// A server that is killed when dropped.
@@ -25,18 +25,6 @@ impl Drop for Service {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// The first of some names that is on the PATH.
-fn program(names: &[&'static str]) -> Option<&'static str> {
-    let found = names.iter().copied().find(|name| on_path(name));
-    if found.is_none() {
-        eprintln!(
-            "skipped: {} is not installed; .ci/run installs it on Debian",
-            names[0]
-        );
-    }
-    found
 }
 
 /// Starts a server and waits until it says that it is ready.

@@ -59,10 +59,14 @@ impl Daemon {
         request(&self.address, "POST", path, &[("Authorization", &token)]).unwrap()
     }
 
-    /// Asks for a run of a pipeline.
-    pub(crate) fn ask(&self, pipeline: &str) {
+    /// Asks for a run of a pipeline; returns its id.
+    pub(crate) fn ask(&self, pipeline: &str) -> String {
         let answer = self.post(&format!("/api/pipelines/{pipeline}/runs"));
         assert_eq!(answer.status, 202, "{answer:?}");
+        let id = answer.json()["run"].as_str().unwrap().to_owned();
+        let place = format!("location: /api/runs/{id}");
+        assert!(answer.headers.to_lowercase().contains(&place), "{answer:?}");
+        id
     }
 
     /// Its runs, newest first.
@@ -144,11 +148,11 @@ fn anybody_may_read_and_only_the_token_changes_something() {
     assert_eq!(daemon.runs("read").len(), 0);
     assert_eq!(daemon.get(start).status, 405);
     assert_eq!(daemon.post("/api/pipelines/none/runs").status, 404);
-    daemon.ask("read");
+    let id = daemon.ask("read");
     let run = daemon.wait_for("read", "succeeded", 1);
     assert_eq!(run["trigger"], "api");
+    assert_eq!(run["run"], id[..]);
 
-    let id = run["run"].as_str().unwrap();
     let told = daemon.json(&format!("/api/runs/{}", &id[..18]));
     assert_eq!(told["run"]["run"], id);
     assert_eq!(told["stages"][0]["status"], "succeeded");
@@ -398,6 +402,43 @@ fn runs_that_overlap_are_dropped_queued_or_replace_the_one_before() {
     assert!(daemon.runs("queue").len() >= 2);
     let lag = daemon.metric("sparse_pipeline_schedule_lag_seconds{pipeline=\"queue\"}");
     assert!(lag.unwrap() > 0.0);
+}
+
+#[test]
+fn a_run_that_waits_is_known_and_can_be_cancelled() {
+    let work = Work::new(&one_stage("slow", "", WAITS));
+    let daemon = Daemon::start(&work, &[]);
+    let status = |id: &str| daemon.json(&format!("/api/runs/{id}"))["run"]["status"].clone();
+    let (first, second, third) = (daemon.ask("slow"), daemon.ask("slow"), daemon.ask("slow"));
+    daemon.wait_for("slow", "running", 1);
+    assert_eq!(status(&first), "running");
+    for waits in [&second, &third] {
+        let told = daemon.json(&format!("/api/runs/{waits}"));
+        assert_eq!(told["run"]["status"], "queued");
+        assert_eq!(
+            (&told["run"]["pipeline"], &told["run"]["trigger"]),
+            (&"slow".into(), &"api".into())
+        );
+    }
+    assert_eq!(
+        daemon.post(&format!("/api/runs/{second}/cancel")).status,
+        202
+    );
+    assert_eq!(status(&second), "cancelled");
+    assert_eq!(
+        daemon.post(&format!("/api/runs/{second}/cancel")).status,
+        409
+    );
+    assert_eq!(daemon.json("/api/pipelines")[0]["queued"], 1);
+    // The next one has the id that was promised.
+    assert_eq!(
+        daemon.post(&format!("/api/runs/{first}/cancel")).status,
+        202
+    );
+    daemon.wait_for("slow", "cancelled", 2);
+    daemon.wait_for("slow", "running", 1);
+    assert_eq!(status(&third), "running");
+    assert_eq!(status(&first), "cancelled");
 }
 
 #[test]
@@ -687,8 +728,7 @@ print(json.dumps({"width": width, "height": height, "counts": counts}))
 #[test]
 fn a_browser_without_javascript_draws_the_page() {
     let names = ["chromium", "chromium-browser", "google-chrome", "chrome"];
-    let Some(browser) = names.iter().find(|name| crate::support::on_path(name)) else {
-        eprintln!("skipped: no {} on the PATH", names.join(", "));
+    let Some(browser) = crate::support::program(&names) else {
         return;
     };
     let Some(python) = crate::support::python() else {

@@ -186,10 +186,25 @@ pub(crate) fn damage(folder: &Path) {
     std::fs::write(folder.join(name), bytes).unwrap();
 }
 
-/// Whether a program is on the PATH.
-pub(crate) fn on_path(program: &str) -> bool {
+/// The first of some programs that is on the PATH. None where none is, which is an error where they are required (`.ci/run`, once it
+/// has installed them).
+pub(crate) fn program<'n>(names: &[&'n str]) -> Option<&'n str> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    let there =
+        |name: &&&str| std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
+    let found = names.iter().find(there).copied();
+    if found.is_none() {
+        let problem = format!(
+            "{} is not installed; .ci/run installs it on Debian",
+            names[0]
+        );
+        assert!(
+            std::env::var_os("SPARSE_REQUIRE_PROGRAMS").is_none(),
+            "{problem}"
+        );
+        eprintln!("skipped: {problem}");
+    }
+    found
 }
 
 /// Runs a Python program with arguments; it must succeed. Returns what it printed.

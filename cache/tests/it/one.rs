@@ -308,3 +308,81 @@ fn deltas_of_every_kind_are_models() {
     assert!(verified.len() == 2 && verified.iter().all(|v| v.ok));
     assert_eq!(cache.get_stats().unwrap().quarantined, 0);
 }
+
+/// Whether the file system shares what two files hold until one of them is written to.
+fn clones(folder: &std::path::Path) -> bool {
+    let (from, to) = (folder.join("clone-from"), folder.join("clone-to"));
+    std::fs::write(&from, [7; 4096]).unwrap();
+    let source = std::fs::File::open(&from).unwrap();
+    rustix::fs::ioctl_ficlone(std::fs::File::create(&to).unwrap(), source).is_ok()
+}
+
+#[test]
+fn what_the_base_has_unchanged_is_not_there_twice() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let world = World::new(1);
+    // The base as the Hub's cache keeps it: blobs, and a snapshot of links to them. One shard and the tokenizer stay as they are.
+    let repo = world.root.join("hub/models--org--base");
+    let (blobs, snapshot) = (repo.join("blobs"), repo.join("snapshots/1"));
+    for folder in [&blobs, &snapshot] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    let unchanged = ["frozen/other.safetensors", "tokenizer.json"];
+    std::fs::create_dir_all(snapshot.join("frozen")).unwrap();
+    let weights = std::fs::read(world.root.join("base/model.safetensors")).unwrap();
+    for (number, (name, bytes)) in [
+        ("model.safetensors", weights.clone()),
+        (unchanged[0], weights),
+        (unchanged[1], vec![b' '; 10_000]),
+        ("config.json", b"{}".to_vec()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let blob = blobs.join(number.to_string());
+        std::fs::write(&blob, bytes).unwrap();
+        std::os::unix::fs::symlink(&blob, snapshot.join(name)).unwrap();
+    }
+    let (plain, finetune) = (world.root.join("plain"), world.finetune(1));
+    for (name, bytes) in files(&snapshot) {
+        for folder in [&plain, &finetune] {
+            let path = folder.join(&name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            if !path.exists() {
+                std::fs::write(path, &bytes).unwrap();
+            }
+        }
+    }
+    let runtime = runtime();
+    let delta = world.root.join("delta").display().to_string();
+    let compress = Compress::new(plain.display().to_string(), finetune.display().to_string())
+        .output(&delta)
+        .open_options(world.options());
+    runtime.block_on(compress.run()).unwrap();
+    let inode = |path: std::path::PathBuf| std::fs::metadata(path).unwrap().ino();
+    for (base, linked) in [(&snapshot, true), (&plain, false)] {
+        let cache = world.cache(1);
+        let base_name = base.display().to_string();
+        let model = runtime
+            .block_on(cache.get_or_reconstruct(&base_name, &delta))
+            .unwrap();
+        assert_eq!(model.found(), Found::Rebuilt);
+        assert_eq!(files(model.path()), files(&finetune));
+        for name in files(base).into_keys() {
+            let one = inode(base.join(&name)) == inode(model.path().join(&name));
+            let may_be = linked
+                && unchanged
+                    .iter()
+                    .any(|same| name == std::path::Path::new(same));
+            if !clones(&world.root) {
+                assert_eq!(one, may_be, "{}", name.display());
+            }
+            assert!(!one || may_be, "{}", name.display());
+        }
+        // Evicted, the model takes nothing of the base with it.
+        drop(model);
+        runtime.block_on(cache.gc(Some(0))).unwrap();
+        assert_eq!(files(&snapshot), files(&plain));
+    }
+}

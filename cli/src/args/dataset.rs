@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use sparse_codec::Effort;
+use sparse_dataset::Restore;
 
 /// `sparse dataset-compress`.
 #[derive(Args, Debug)]
@@ -29,6 +30,9 @@ pub(crate) struct DatasetCompress {
     /// How hard to try: fast, default, or max
     #[arg(long, default_value_t = Effort::Default)]
     pub(crate) effort: Effort,
+    /// What comes back of Parquet files: rows, in files written anew; bytes, whatever it costs; auto: bytes where it costs little
+    #[arg(long, value_name = "WHAT", default_value_t = Restore::Auto)]
+    pub(crate) restore: Restore,
     /// Memory to use, about; what is larger goes to temporary files: bytes, or with a unit (512MB, 2GiB)
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) memory: Bytes,
@@ -59,6 +63,9 @@ pub(crate) struct DatasetReconstruct {
     /// Memory to use, about; what is larger goes to temporary files: bytes, or with a unit (512MB, 2GiB)
     #[arg(long, value_name = "SIZE", default_value = "1GiB")]
     pub(crate) memory: Bytes,
+    /// Write files anew, with the same rows, even where they could come back byte for byte
+    #[arg(long)]
+    pub(crate) rows_only: bool,
     /// Rebuild and check everything, write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

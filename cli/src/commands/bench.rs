@@ -16,6 +16,7 @@ pub(super) async fn run(args: &Bench, context: &Context) -> Result<u8, Failure> 
         .tensor_size(args.tensor_size)
         .iterations(args.iterations)
         .threads(context.global.threads)
+        .device(context.device())
         .open_options(context.open_options(&bar))
         .progress(bar.callback())
         .cancel(context.cancel())

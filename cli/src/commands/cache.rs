@@ -28,6 +28,7 @@ pub(super) async fn run(args: &Cache, context: &Context) -> Result<u8, Failure> 
         .max_cache_size_gb(args.max_size_gb)
         .max_workers(args.max_workers)
         .threads(context.global.threads)
+        .device(context.device())
         .progress(bar.callback())
         .cancel(context.cancel())
         .open()?;

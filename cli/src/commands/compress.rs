@@ -20,6 +20,7 @@ pub(super) async fn run(args: &Compress, context: &Context) -> Result<u8, Failur
         .dry_run(args.dry_run)
         .overwrite(args.overwrite)
         .threads(context.global.threads)
+        .device(context.device())
         .open_options(context.open_options(&bar))
         .progress(bar.callback())
         .cancel(context.cancel());
@@ -76,6 +77,7 @@ fn document(outcome: &CompressOutcome) -> serde_json::Value {
         "ratio": manifest.compression_ratio,
         "total_params": manifest.total_params,
         "changed_params": manifest.changed_params,
+        "device_blocks": outcome.metrics.device_blocks,
         "seconds": outcome.metrics.elapsed.as_secs_f64(),
         "tensors": outcome.tensors,
     })

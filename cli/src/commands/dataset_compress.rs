@@ -17,6 +17,7 @@ pub(super) async fn run(args: &DatasetCompress, context: &Context) -> Result<u8,
     let mut compress = sparse_dataset::Compress::new(args.base.as_str(), args.derivative.as_str())
         .splits(args.splits.clone())
         .effort(args.effort)
+        .restore(args.restore)
         .dry_run(args.dry_run)
         .overwrite(args.overwrite)
         .memory(args.memory.0)
@@ -93,12 +94,17 @@ fn summary(outcome: &CompressOutcome) -> Result<(), Failure> {
 }
 
 /// How a split comes back.
-pub(super) fn restores(split: &SplitEntry) -> &'static str {
-    match (&split.restores, split.format) {
-        (Restores::Bytes(_), _) => "byte for byte",
-        (Restores::Rows, Format::Csv | Format::Jsonl) => "row for row, in a text file written anew",
-        (Restores::Rows, _) => {
-            "row for row, in a file written anew: its bytes depend on the writer"
+pub(super) fn restores(split: &SplitEntry) -> String {
+    let what = match (&split.restores, split.format) {
+        (Restores::Bytes(_), _) => return "byte for byte".to_owned(),
+        (Restores::Rows, Format::Csv | Format::Jsonl) => {
+            return "row for row, in a text file written anew".to_owned();
         }
-    }
+        (Restores::Rows, _) => "row for row, in a file written anew",
+    };
+    let why = split.why.as_deref();
+    format!(
+        "{what}: {}",
+        why.unwrap_or("its bytes depend on the writer")
+    )
 }

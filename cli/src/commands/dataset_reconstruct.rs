@@ -16,6 +16,7 @@ pub(super) async fn run(args: &DatasetReconstruct, context: &Context) -> Result<
     let bar = context.bar();
     let mut reconstruct = sparse_dataset::Reconstruct::new(&args.delta)
         .dry_run(args.dry_run)
+        .rows_only(args.rows_only)
         .overwrite(args.overwrite)
         .memory(args.memory.0)
         .threads(context.global.threads)

@@ -17,6 +17,7 @@ pub(super) async fn run(args: &Reconstruct, context: &Context) -> Result<u8, Fai
         .dry_run(args.dry_run)
         .overwrite(args.overwrite)
         .threads(context.global.threads)
+        .device(context.device())
         .open_options(context.open_options(&bar))
         .progress(bar.callback())
         .cancel(context.cancel());
@@ -35,6 +36,7 @@ pub(super) async fn run(args: &Reconstruct, context: &Context) -> Result<u8, Fai
             "key": outcome.manifest.key,
             "lossy": outcome.manifest.lossy,
             "bytes": outcome.metrics.bytes,
+            "device_blocks": outcome.metrics.device_blocks,
             "seconds": outcome.metrics.elapsed.as_secs_f64(),
             "files": outcome.files,
         }))?;

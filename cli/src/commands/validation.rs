@@ -27,6 +27,7 @@ pub(super) async fn run(
         .sample_layers(args.sample_layers)
         .max_length(args.max_length)
         .threads(context.global.threads)
+        .device(context.device())
         .open_options(context.open_options(&bar))
         .progress(bar.callback())
         .cancel(context.cancel());

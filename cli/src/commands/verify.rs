@@ -25,6 +25,7 @@ pub(super) async fn run(args: &Verify, context: &Context) -> Result<u8, Failure>
     } else {
         let mut verify = sparse_delta::Verify::new(&args.delta)
             .threads(context.global.threads)
+            .device(context.device())
             .open_options(open)
             .progress(bar.callback())
             .cancel(context.cancel());

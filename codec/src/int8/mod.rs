@@ -288,6 +288,43 @@ impl<'a> Int8<'a> {
         base: Option<TensorView<'a>>,
         granularity: Granularity,
     ) -> Result<Self, CodecError> {
+        let mut this = Self::without_scales(target, base, granularity)?;
+        this.scales = if this.is_wide() {
+            Scales::F64(this.find_scales()?)
+        } else {
+            Scales::F32(this.find_scales()?)
+        };
+        Ok(this)
+    }
+
+    /// As [`Self::new`], with the largest magnitude of each segment's differences found elsewhere.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and another number of them; F64, which is not quantised elsewhere.
+    pub fn with_largest(
+        target: TensorView<'a>,
+        base: Option<TensorView<'a>>,
+        granularity: Granularity,
+        largest: Vec<f32>,
+    ) -> Result<Self, CodecError> {
+        let mut this = Self::without_scales(target, base, granularity)?;
+        if this.is_wide() || largest.len() != this.segments.count() {
+            return Err(CodecError::Unsupported {
+                what: format!(
+                    "{} magnitudes are not those of the tensor's segments",
+                    largest.len()
+                ),
+            });
+        }
+        this.scales = Scales::F32(largest.into_iter().map(Real::scale).collect());
+        Ok(this)
+    }
+
+    fn without_scales(
+        target: TensorView<'a>,
+        base: Option<TensorView<'a>>,
+        granularity: Granularity,
+    ) -> Result<Self, CodecError> {
         target.check()?;
         let floats = |view: TensorView<'a>| match view.dtype.filter(|dtype| quantisable(*dtype)) {
             Some(dtype) => Ok((dtype, view.data)),
@@ -311,19 +348,25 @@ impl<'a> Int8<'a> {
         }
         let (dtype, data) = floats(target)?;
         let elements = data.len() / dtype.word_bytes();
-        let mut this = Self {
+        Ok(Self {
             target: (dtype, data),
             base: base.map(floats).transpose()?,
             segments: Segments::new(target.shape, elements, granularity),
             granularity,
             scales: Scales::F32(Vec::new()),
-        };
-        this.scales = if this.is_wide() {
-            Scales::F64(this.find_scales()?)
-        } else {
-            Scales::F32(this.find_scales()?)
-        };
-        Ok(this)
+        })
+    }
+
+    /// The tensor's dtype and words.
+    #[must_use]
+    pub fn target(&self) -> (DType, &'a [u8]) {
+        self.target
+    }
+
+    /// Those of its base.
+    #[must_use]
+    pub fn base(&self) -> Option<(DType, &'a [u8])> {
+        self.base
     }
 
     /// Whether it computes in `f64`.
@@ -335,6 +378,20 @@ impl<'a> Int8<'a> {
     #[must_use]
     pub fn granularity(&self) -> Granularity {
         self.granularity
+    }
+
+    /// Elements of a row of a tensor, and of the segments that it is cut into.
+    #[must_use]
+    pub fn row_of(target: TensorView<'_>, granularity: Granularity) -> (usize, usize) {
+        let width = target.dtype.map_or(1, DType::word_bytes);
+        let segments = Segments::new(target.shape, target.data.len() / width, granularity);
+        (segments.row, segments.group)
+    }
+
+    /// As [`Self::row_of`], of this tensor.
+    #[must_use]
+    pub fn row(&self) -> (usize, usize) {
+        (self.segments.row, self.segments.group)
     }
 
     /// The scale of each segment, in order.

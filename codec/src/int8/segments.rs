@@ -53,8 +53,8 @@ impl FromStr for Granularity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Segments {
     pub(crate) elements: usize,
-    row: usize,
-    group: usize,
+    pub(crate) row: usize,
+    pub(crate) group: usize,
 }
 
 impl Segments {

@@ -344,7 +344,7 @@ fn residual(
     effort: Effort,
 ) -> Result<f64, CodecError> {
     let analysis = Analysis::new(analysis.target, analysis.base, low_rank)?;
-    let sample = analysis.sample(JUDGED, effort)?;
+    let sample = analysis.sample(JUDGED, effort, &|_| ())?;
     let counted = f64::from(sample.weight);
     let rows = sample.rows.len() as f64 * counted / analysis.geometry.rows().max(1) as f64;
     Ok(trainer::estimate(&sample, analysis.geometry.width) / rows.max(f64::MIN_POSITIVE))

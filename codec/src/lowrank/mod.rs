@@ -14,6 +14,8 @@ mod merge;
 mod predict;
 mod solve;
 
+use std::sync::Arc;
+
 use crate::{
     DType, Effort, EncodeOptions, TensorView,
     bits::{put_varint, take_byte, take_bytes, take_size},
@@ -142,7 +144,7 @@ impl LowRank {
             .try_fold(1u64, |n, d| n.checked_mul(*d))
             .and_then(|n| usize::try_from(n).ok())
             .ok_or_else(|| corrupt("dtype and shape make no tensor"))?;
-        Update::open(self, Some(dtype), shape, common).map(Matrices)
+        Update::open(self, Some(dtype), shape, common).map(|update| Arc::new(update).into())
     }
 
     /// Appends the section of the tensor's header.
@@ -322,10 +324,10 @@ impl Update {
 
 /// The factors of a low-rank prediction as they are multiplied: what another device needs to predict the same words.
 #[derive(Clone, Debug)]
-pub struct Matrices(Update);
+pub struct Matrices(Arc<Update>);
 
-impl From<Update> for Matrices {
-    fn from(update: Update) -> Self {
+impl From<Arc<Update>> for Matrices {
+    fn from(update: Arc<Update>) -> Self {
         Self(update)
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use rayon::ThreadPool;
 use sparse_adapter::PeftAdapter;
 use sparse_codec::{Effort, EncodeOptions};
+use sparse_gpu::{Blocks, Choice, Compute, Encoding, Int8Streamed};
 use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 
 use super::existing::Found;
@@ -37,6 +38,7 @@ pub(super) struct Job {
     pub(super) overwrite: bool,
     pub(super) dry_run: bool,
     pub(super) threads: Option<usize>,
+    pub(super) device: Choice,
     pub(super) cache: PathBuf,
     pub(super) progress: Option<Progress>,
     pub(super) stop: Stop,
@@ -238,6 +240,12 @@ impl Job {
         dir: Option<&Path>,
         pool: &ThreadPool,
     ) -> Result<Made, DeltaError> {
+        let compute = Arc::new(Compute::open(self.device)?);
+        let device = encode::Elsewhere {
+            int8: Int8Streamed::on(&compute)?,
+            blocks: Blocks::on(&compute)?,
+            encoding: Encoding::on(&compute)?,
+        };
         let pairs = pool.install(|| sparse_store::pair(&self.base, &self.finetune));
         self.stop.check()?;
         let mut writer = PayloadWriter::new(dir);
@@ -265,6 +273,7 @@ impl Job {
                         &self.finetune,
                         &pairs,
                         self.mode,
+                        &device,
                         self.adapter.as_ref(),
                         &options,
                         &mut writer,
@@ -364,6 +373,7 @@ impl Job {
             tensors: tensors.len() as u64,
             blocks: encoded.blocks,
             threads: pool.current_num_threads(),
+            device_blocks: device.encoding.done() + device.blocks.done().device,
             ..CompressMetrics::default()
         };
         Ok(Made {

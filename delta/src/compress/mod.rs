@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use sparse_adapter::PeftAdapter;
 use sparse_codec::Effort;
+use sparse_gpu::Choice;
 use sparse_store::{LockGuard, Model, OpenOptions, Published, Replace, Staged};
 
 use crate::error::During;
@@ -40,6 +41,7 @@ pub struct Compress {
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
+    device: Choice,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -59,6 +61,7 @@ impl Compress {
             overwrite: false,
             dry_run: false,
             threads: None,
+            device: Choice::default(),
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -114,6 +117,13 @@ impl Compress {
 
     crate::operation_setters!();
 
+    /// Where INT8's scales are found and blocks are encoded, to the same bytes: blocks of BF16, F16 and F32 tensors that have a base
+    /// of the same dtype. The CPU does the rest, and decodes again what a GPU encoded.
+    pub fn device(mut self, device: Choice) -> Self {
+        self.device = device;
+        self
+    }
+
     /// Makes the artifact and commits it.
     pub async fn run(self) -> Result<(DeltaManifest, CompressMetrics), DeltaError> {
         let outcome = self.stage().await?.commit().await?;
@@ -157,6 +167,7 @@ impl Compress {
             overwrite: self.overwrite,
             dry_run: self.dry_run,
             threads: self.threads,
+            device: self.device,
             cache: self.open.cache(),
             progress: self.progress,
             stop,

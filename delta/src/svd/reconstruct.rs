@@ -42,6 +42,7 @@ pub struct SvdReconstruct {
     rank: Option<u64>,
     overwrite: bool,
     dry_run: bool,
+    link_from: Option<PathBuf>,
     threads: Option<usize>,
     open: OpenOptions,
     progress: Option<Progress>,
@@ -77,6 +78,7 @@ impl SvdReconstruct {
             rank: None,
             overwrite: false,
             dry_run: false,
+            link_from: None,
             threads: None,
             open: OpenOptions::default(),
             progress: None,
@@ -105,6 +107,12 @@ impl SvdReconstruct {
     /// Rebuilds and checks everything and writes nothing.
     pub fn dry_run(mut self, dry_run: bool) -> Self {
         self.dry_run = dry_run;
+        self
+    }
+
+    /// As [`Reconstruct::link_from`](crate::Reconstruct::link_from).
+    pub fn link_from(mut self, folder: Option<PathBuf>) -> Self {
+        self.link_from = folder;
         self
     }
 
@@ -244,6 +252,7 @@ impl Job {
             root: staged.path(),
             shown: &output,
             as_file: false,
+            link_from: self.options.link_from.as_deref(),
         });
         if let Some(place) = &place {
             enough_space(place.root, &output, manifest.original_size_bytes)?;
@@ -364,15 +373,11 @@ impl Job {
         }
         for entry in &manifest.carried {
             self.stop.check()?;
-            let opened = place
-                .map(|place| place.create(&entry.path, 0))
-                .transpose()?;
-            let target = opened.as_ref().map(|(file, shown)| (file, shown.as_path()));
             carried::restore(
                 artifact.carrier(),
                 &self.base,
                 entry,
-                target,
+                place,
                 &self.stop,
                 &ticker,
             )?;

@@ -2,14 +2,16 @@
 //! For the stand-in only.
 
 use std::ffi::{CString, c_char, c_int};
+use std::sync::Arc;
 
 use cudarc::driver::sys;
-use sparse_codec::{DType, DeltaStats, EncodeOptions, Matrices};
+use sparse_codec::{DType, DeltaStats, EncodeOptions, Granularity, Int8, Matrices};
 use sparse_gpu::{
-    Choice, Coded, Device, GpuError, Ran, Resident, Ring, Segments, Update, predict_streamed,
+    Blocks, Choice, Coded, Compute, Device, Encoding, GpuError, Int8Streamed, Ran, Resident,
+    Restored, Ring, Segments, Update, predict_streamed,
 };
 
-use crate::suite::blocks::{Kind, Pair};
+use crate::suite::blocks::{Kind, Pair, decode_in_runs, encode_all};
 use crate::suite::{Numbers, matrices, view};
 
 fn inject(text: &str) {
@@ -229,4 +231,137 @@ fn decoding_fails_cleanly() {
         });
         assert!(failed >= least, "{kind}: {failed}");
     }
+}
+
+/// Tensors that are decoded through one ring on several threads: the targets, or an error.
+struct Ringed(Vec<(Pair, Vec<u8>, Vec<Vec<u8>>)>);
+
+impl Ringed {
+    fn new() -> Self {
+        let kinds = [Kind::Dense, Kind::LowRank, Kind::Decayed];
+        let coded = kinds.iter().map(|kind| {
+            let pair = Pair::new(DType::BF16, 20, 300, *kind, 12);
+            let (header, blocks) = pair.encode(&EncodeOptions::default());
+            (pair, header, blocks)
+        });
+        Self(coded.collect())
+    }
+
+    fn run(&self, choice: Choice) -> Result<Restored, GpuError> {
+        let all = Blocks::with_ring(choice, 1 << 20, 2)?;
+        let decode = |(pair, header, blocks): &(Pair, Vec<u8>, Vec<Vec<u8>>)| {
+            let decoder = pair.decoder(header, &EncodeOptions::default());
+            let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+            let out = decode_in_runs(&all, &decoder, &blocks, &pair.base, pair.target.len())?;
+            assert!(out == pair.target);
+            Ok(())
+        };
+        let ended: Vec<Result<(), GpuError>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = self.0.iter().map(|t| scope.spawn(|| decode(t))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        for one in ended {
+            one?;
+        }
+        Ok(all.done())
+    }
+}
+
+/// Scales and words of INT8, on two threads through one ring of three slots.
+fn int8(choice: Choice) -> Result<(), GpuError> {
+    let mut numbers = Numbers(31);
+    let shape = [20, 60];
+    let (base, target) = (
+        numbers.words(DType::BF16, 1200, false),
+        numbers.words(DType::BF16, 1200, false),
+    );
+    let (base, target) = (
+        view(DType::BF16, &shape, &base),
+        view(DType::BF16, &shape, &target),
+    );
+    let streamed = Int8Streamed::with_ring(choice, 300, 3)?;
+    let work = || {
+        for granularity in [Granularity::Tensor, Granularity::Row] {
+            let slow = Int8::new(target, Some(base), granularity)?;
+            let fast = streamed.quantise(target, Some(base), granularity)?;
+            assert_eq!(fast.scales(), slow.scales());
+            assert!(streamed.rebuilt(&fast, 0..1200)? == slow.rebuilt(0..1200));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        work().and(other.join().unwrap())
+    })
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn streamed_int8_fails_cleanly_or_goes_on() {
+    for (kind, least) in [("alloc", 7), ("pinned", 6), ("launch", 20), ("lost", 200)] {
+        let failed = at_every_call(kind, || int8(Choice::Cuda));
+        assert!(failed >= least, "{kind}: {failed}");
+        for n in growing().take_while(|n| *n <= failed).step_by(3) {
+            inject(&format!("{kind}:{n}"));
+            int8(Choice::Auto).unwrap();
+            clear();
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn encoding_fails_cleanly_or_goes_on() {
+    let pair = Pair::new(DType::BF16, 20, 300, Kind::LowRank, 8);
+    let run = |choice: Choice| {
+        let compute = Arc::new(Compute::open(choice)?);
+        encode_all(&Encoding::on(&compute)?, &pair, &EncodeOptions::default())
+    };
+    for (kind, least) in [("alloc", 9), ("pinned", 6), ("launch", 2), ("lost", 80)] {
+        let failed = at_every_call(kind, || {
+            assert_eq!(run(Choice::Cuda)?, 1);
+            Ok(())
+        });
+        assert!(failed >= least, "{kind}: {failed}");
+        for n in growing().take_while(|n| *n <= failed).step_by(3) {
+            inject(&format!("{kind}:{n}"));
+            run(Choice::Auto).unwrap();
+            clear();
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn a_ring_that_must_have_a_gpu_fails_cleanly() {
+    let ringed = Ringed::new();
+    for (kind, least) in [("alloc", 10), ("pinned", 5), ("launch", 3), ("lost", 100)] {
+        let failed = at_every_call(kind, || {
+            let done = ringed.run(Choice::Cuda)?;
+            assert_eq!(done, Restored { device: 3, cpu: 0 });
+            Ok(())
+        });
+        assert!(failed >= least, "{kind}: {failed}");
+    }
+}
+
+#[test]
+#[ignore = "needs the stand-in"]
+fn a_ring_goes_on_on_the_cpu() {
+    let ringed = Ringed::new();
+    drop(Device::open().unwrap());
+    let mut midway = 0;
+    for kind in ["alloc", "pinned", "launch", "lost"] {
+        for n in growing() {
+            inject(&format!("{kind}:{n}"));
+            let done = ringed.run(Choice::Auto).unwrap();
+            clear();
+            assert_eq!(done.device + done.cpu, 3);
+            midway += u32::from(done.device > 0 && done.device < 3);
+            if done.device == 3 {
+                break;
+            }
+        }
+    }
+    assert!(midway > 0);
 }

@@ -3,10 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use proptest::prelude::*;
-use sparse_codec::{Adapter, DType, DeltaStats, LowRank, Matrices, TensorView};
+use sparse_codec::{Adapter, DType, DeltaStats, Granularity, Int8, LowRank, Matrices, TensorView};
 use sparse_gpu::{
-    Choice, Device, DeviceMatrices, GpuError, Quantised, Resident, Ring, Segments, Update,
-    predict_streamed,
+    Choice, Device, DeviceMatrices, GpuError, Int8Streamed, Quantised, Resident, Ring, Segments,
+    Update, predict_streamed,
 };
 
 use crate::reference;
@@ -219,6 +219,43 @@ proptest! {
 
     #[test]
     #[ignore = "needs a device"]
+    fn streamed_int8_is_that_of_the_cpu(
+        dtype in dtypes(),
+        (rows, cols) in prop_oneof![(1..20u64, 1..300u64), (1..400u64, 1..5u64), (1..3u64, 2000..3000u64)],
+        granularity in prop_oneof![Just(Granularity::Tensor), Just(Granularity::Row), Just(Granularity::Group)],
+        (with_base, wild) in (any::<bool>(), any::<bool>()),
+        (chunk, slots) in (1..700usize, 1..4usize),
+        (from, to) in (0.0..1.0f64, 0.0..1.0f64),
+        seed in 1u64..,
+    ) {
+        let mut numbers = Numbers(seed);
+        let count = (rows * cols) as usize;
+        // Pieces of few elements of a large tensor would be many.
+        let chunk = chunk.max(count / 40);
+        let target = numbers.words(dtype, count, wild && seed.is_multiple_of(3));
+        let base = numbers.words(dtype, count, wild && seed.is_multiple_of(3));
+        let shape = [rows, cols];
+        let (target, base) = (view(dtype, &shape, &target), view(dtype, &shape, &base));
+        let base = with_base.then_some(base);
+        let streamed = Int8Streamed::with_ring(Choice::Cuda, chunk, slots).unwrap();
+        let slow = Int8::new(target, base, granularity);
+        let fast = streamed.quantise(target, base, granularity);
+        match (slow, fast) {
+            (Ok(slow), Ok(fast)) => {
+                prop_assert_eq!(fast.scales(), slow.scales());
+                let place = |part: f64| (part * count as f64) as usize;
+                for range in [0..count, place(from.min(to))..place(from.max(to))] {
+                    let words = streamed.rebuilt(&fast, range.clone()).unwrap();
+                    prop_assert!(words == slow.rebuilt(range));
+                }
+            }
+            (Err(slow), Err(GpuError::Codec(fast))) => prop_assert_eq!(fast, slow),
+            (slow, fast) => return Err(TestCaseError::fail(format!("{slow:?} {fast:?}"))),
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a device"]
     fn streams_give_what_one_call_gives(
         dtype in dtypes(),
         (rows, cols) in (4..30usize, 4..90usize),
@@ -424,7 +461,7 @@ fn what_kernels_do_not_take_is_refused() {
 #[ignore = "needs a device"]
 fn everything_that_is_measured_runs() {
     let all = sparse_gpu::measure(&device(), 32, 40).unwrap();
-    assert_eq!(all.len(), 7);
+    assert_eq!(all.len(), 10);
     assert!(
         all.iter().all(|m| m.bytes > 0 && m.seconds > 0.0),
         "{all:?}"

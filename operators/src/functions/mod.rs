@@ -147,7 +147,9 @@ impl Drop for CancelOnDrop {
 
 /// The session's cache of rebuilt models.
 fn cache(request: &Request) -> Result<DeltaCache> {
-    let mut cache = DeltaCache::new().open_options(request.config.open_options());
+    let mut cache = DeltaCache::new()
+        .device(request.config.device)
+        .open_options(request.config.open_options());
     if let Some(threads) = threads(request) {
         cache = cache.threads(threads);
     }

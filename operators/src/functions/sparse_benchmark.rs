@@ -91,6 +91,7 @@ impl Reader for SparseBenchmark {
         once(async move {
             let (_guard, cancel) = CancelOnDrop::new();
             let mut benchmark = Benchmark::new()
+                .device(request.config.device)
                 .open_options(request.config.open_options())
                 .cancel(cancel);
             if let Some(elements) = request.options.count("tensor_size") {

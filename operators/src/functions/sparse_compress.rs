@@ -165,6 +165,7 @@ impl Writer for SparseCompress {
             .mode(mode)
             .dry_run(options.flag("dry_run"))
             .overwrite(options.flag("overwrite"))
+            .device(request.config.device)
             .open_options(request.config.open_options())
             .cancel(cancel);
         if let Some(adapter) = options.text("adapter") {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use datafusion::common::{Result, exec_datafusion_err};
-use sparse_dataset::{Compress, CompressOutcome, SplitEntry, StagedDelta};
+use sparse_dataset::{Compress, CompressOutcome, Restore, SplitEntry, StagedDelta};
 
 use super::{CancelOnDrop, failed_row, threads};
 use crate::function::{Action, Committed, Inputs, Request, SparseFunction, Staged, Writer};
@@ -37,6 +37,12 @@ static SPEC: Spec = Spec {
             &["fast", "default", "max"],
             None,
             "How hard to try; the session's sparse.effort where it is not given.",
+        ),
+        Parameter::choice(
+            "restore",
+            &sparse_dataset::Restore::NAMES,
+            Some("auto"),
+            "What comes back of Parquet files: rows, in files written anew; bytes, whatever it costs; auto: bytes where it costs little.",
         ),
         super::MEMORY,
         Parameter::flag("dry_run", "Compute everything, write nothing."),
@@ -76,7 +82,7 @@ static SPEC: Spec = Spec {
         Column::new(
             "restores",
             Type::Text,
-            "What comes back of the split's file: bytes, or rows in a file written anew.",
+            "What comes back of the split's files: bytes, or rows in files written anew.",
         ),
         Column::new(
             "base_size_bytes",
@@ -149,6 +155,12 @@ impl Writer for SparseDatasetCompress {
         let mut compress = Compress::new(base, derivative)
             .splits(options.texts("splits").unwrap_or_default())
             .effort(effort)
+            .restore(match options.text("restore") {
+                Some(restore) => restore
+                    .parse()
+                    .map_err(|e| exec_datafusion_err!("restore: {e}"))?,
+                None => Restore::Auto,
+            })
             .memory(super::memory(&request)?)
             .dry_run(options.flag("dry_run"))
             .overwrite(options.flag("overwrite"))

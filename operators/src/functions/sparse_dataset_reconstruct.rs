@@ -41,6 +41,10 @@ static SPEC: Spec = Spec {
     ],
     options: &[
         super::MEMORY,
+        Parameter::flag(
+            "rows_only",
+            "Write files anew, with the same rows, even where they could come back byte for byte.",
+        ),
         Parameter::flag("dry_run", "Rebuild and check everything, write nothing."),
         Parameter::flag(
             "overwrite",
@@ -92,6 +96,7 @@ impl Writer for SparseDatasetReconstruct {
         let (_guard, cancel) = CancelOnDrop::new();
         let mut reconstruct = Reconstruct::new(required(&SPEC, &inputs, 0)?)
             .memory(super::memory(&request)?)
+            .rows_only(request.options.flag("rows_only"))
             .dry_run(request.options.flag("dry_run"))
             .overwrite(request.options.flag("overwrite"))
             .open_options(request.config.open_options())

@@ -106,6 +106,7 @@ impl Writer for SparseReconstruct {
         let mut reconstruct = Reconstruct::new(base, delta)
             .dry_run(request.options.flag("dry_run"))
             .overwrite(request.options.flag("overwrite"))
+            .device(request.config.device)
             .open_options(request.config.open_options())
             .cancel(cancel);
         if let Some(rule) = request.options.text("merge").and_then(MergeRule::parse) {

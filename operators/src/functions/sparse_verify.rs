@@ -86,7 +86,10 @@ impl Reader for SparseVerify {
                 let checks = verify.run().await.map_err(error::dataset)?;
                 return request.project(&batch(&checks)?);
             }
-            let mut verify = Verify::new(path).open_options(open).cancel(cancel);
+            let mut verify = Verify::new(path)
+                .device(request.config.device)
+                .open_options(open)
+                .cancel(cancel);
             if let Some(base) = inputs.get(1).and_then(Option::as_deref) {
                 verify = verify.base(base);
             }

@@ -177,6 +177,7 @@ pub(super) async fn run(
     let mut validate = Validate::new(base, finetune, candidate)
         .sample_layers(sample)
         .max_length(usize::try_from(max_length).unwrap_or(usize::MAX))
+        .device(request.config.device)
         .open_options(request.config.open_options())
         .cancel(cancel);
     if let Some(prompts) = options.texts("prompts") {

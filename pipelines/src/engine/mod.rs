@@ -18,7 +18,7 @@ pub use events::{Event, Observer};
 use crate::examine::{ExamineError, Examined, Examiner, Ready, Sessions};
 use crate::graph::Graph;
 use crate::spec::{Pipeline, SpecError, StageSpec};
-use crate::state::{State, StateError};
+use crate::state::{Asked, State, StateError};
 
 /// Why a run could not be done, or a plan not made.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ pub struct Engine {
     force: Force,
     trigger: String,
     scheduled_ms: Option<i64>,
-    asked: Option<i64>,
+    asked: Option<Asked>,
 }
 
 impl Engine {
@@ -136,8 +136,8 @@ impl Engine {
 
     /// What the daemon's queue knows the run by: once it ended, unless it was stopped, it is asked for no longer.
     #[must_use]
-    pub(crate) fn asked(mut self, id: i64) -> Self {
-        self.asked = Some(id);
+    pub(crate) fn asked(mut self, asked: Asked) -> Self {
+        self.asked = Some(asked);
         self
     }
 
@@ -186,12 +186,22 @@ impl Engine {
         Examiner::new(&self.pipeline, &self.graph, &self.state, &self.sessions)
     }
 
-    fn apply_force(&self, stage: &str, examined: &mut Examined) {
+    fn apply_force(&self, stage: &str, examined: &mut Examined) -> Result<(), EngineError> {
+        if self.force.stages.iter().any(|name| name == stage) {
+            let there = |name: &&String| examined.items.iter().any(|item| item.name == **name);
+            if let Some(name) = self.force.items.iter().find(|name| !there(name)) {
+                return Err(EngineError::Unknown(format!(
+                    "stage {stage:?} has no item {name:?}; `sparse pipeline plan` shows its query, \
+                     and sparse_items the items there were"
+                )));
+            }
+        }
         for item in &mut examined.items {
             if self.force.hits(stage, &item.name) {
                 item.why = Some("it was asked for".to_owned());
             }
         }
+        Ok(())
     }
 
     /// What an up-to-date stage gives to later ones.

@@ -49,7 +49,7 @@ impl Engine {
                         stage: name.clone(),
                         source: Box::new(source),
                     })?;
-            self.apply_force(&name, &mut examined);
+            self.apply_force(&name, &mut examined)?;
             let to_run = examined.to_run();
             if to_run == 0 && examined.whole {
                 ready.insert(name.clone(), self.ready(&examined));

@@ -1,7 +1,6 @@
 //! One run: every stage as soon as those before it are done.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use tokio::sync::Semaphore;
 use super::stage::{Ended, summary};
 use super::{Engine, EngineError, Event};
 use crate::examine::{AllReady, ExamineError, Ready};
-use crate::state::{StageEnd, now_ms};
+use crate::state::{StageEnd, new_id};
 use crate::summary::{CheckReport, RunSummary, StageSummary, Status};
 
 /// How soon a wish to stop is noticed.
@@ -40,7 +39,7 @@ impl Engine {
             });
         };
         self.state.recover(name)?;
-        let id = new_id();
+        let id = self.new_run()?;
         let shown: BTreeMap<&String, &String> = self
             .pipeline
             .params
@@ -60,7 +59,7 @@ impl Engine {
             Err(error) => {
                 let message = self.pipeline.redact(&error.to_string());
                 self.state
-                    .end_run(&id, Status::Failed.name(), Some(&message), self.asked)?;
+                    .end_run(&id, Status::Failed.name(), Some(&message), self.asked_id())?;
                 return Err(error);
             }
         };
@@ -81,7 +80,7 @@ impl Engine {
             let error = stage.error.as_ref()?;
             Some(format!("stage {}: {error}", stage.stage))
         });
-        let answered = self.asked.filter(|_| status != Status::Cancelled);
+        let answered = self.asked_id().filter(|_| status != Status::Cancelled);
         self.state
             .end_run(&id, status.name(), error.as_deref(), answered)?;
         (self.observer)(&Event::RunEnds(&summary));
@@ -93,6 +92,24 @@ impl Engine {
         run.lineage(ended, None, error.as_deref()).await;
         crate::notify::notify(&self.pipeline, &summary, error.as_deref()).await;
         Ok(summary)
+    }
+}
+
+impl Engine {
+    /// The id that was promised to who asked for the run. A run that is taken up again after its process ended has another: what
+    /// the first one did stays in the history.
+    fn new_run(&self) -> Result<String, EngineError> {
+        if let Some(asked) = &self.asked
+            && !asked.run.is_empty()
+            && self.state.run(&asked.run)?.is_none()
+        {
+            return Ok(asked.run.clone());
+        }
+        Ok(new_id())
+    }
+
+    fn asked_id(&self) -> Option<i64> {
+        self.asked.as_ref().map(|asked| asked.id)
     }
 }
 
@@ -257,24 +274,4 @@ impl Run {
             ready: Ready::default(),
         })
     }
-}
-
-/// A UUID of version 7: ids sort by time.
-fn new_id() -> String {
-    let random = |salt: u64| {
-        let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
-        hasher.write_u64(salt);
-        hasher.write_u32(std::process::id());
-        hasher.finish()
-    };
-    let (a, b) = (random(1), random(2));
-    let time = now_ms();
-    format!(
-        "{:08x}-{:04x}-7{:03x}-{:04x}-{:012x}",
-        (time >> 16) & 0xffff_ffff,
-        time & 0xffff,
-        a & 0xfff,
-        0x8000 | ((a >> 12) & 0x3fff),
-        b & 0xffff_ffff_ffff,
-    )
 }

@@ -35,7 +35,7 @@ impl Run {
         };
         let mut examiner = engine.examiner();
         let mut examined = examiner.examine(&stage, &ready).await.map_err(examine)?;
-        engine.apply_force(&stage.name, &mut examined);
+        engine.apply_force(&stage.name, &mut examined)?;
         let why = reason(&stage, &examined);
         let total = examined.items.len() as u64;
         let to_run = examined.to_run() as u64;

@@ -20,6 +20,7 @@ use super::{Daemon, MAX_QUEUE, page};
 use crate::metrics::Metrics;
 use crate::schedule;
 use crate::state::{StateError, now_ms};
+use crate::summary::Status;
 
 /// The most runs one answer holds.
 const MAX_RUNS: u32 = 1000;
@@ -214,7 +215,21 @@ async fn runs(Shared(daemon): App, Query(filter): Query<Filter>) -> Result<Respo
 }
 
 async fn run(Shared(daemon): App, Path(id): Path<String>) -> Result<Response, Refused> {
-    let run = daemon.state.run(&id)?.ok_or_else(|| missing("this run"))?;
+    let Some(run) = daemon.state.run(&id)? else {
+        // It was asked for, and waits.
+        let (pipeline, asked) = daemon
+            .state
+            .waiting(&id)?
+            .ok_or_else(|| missing("this run"))?;
+        let run = json!({
+            "run": asked.run,
+            "pipeline": pipeline,
+            "status": "queued",
+            "trigger": asked.trigger,
+            "scheduled_ms": asked.scheduled_ms,
+        });
+        return Ok(Json(json!({ "run": run, "stages": [] })).into_response());
+    };
     let stages = daemon.state.stages(&run.run)?;
     Ok(Json(json!({ "run": run, "stages": stages })).into_response())
 }
@@ -251,9 +266,10 @@ async fn start(
             "too many runs are waiting".to_owned(),
         ));
     }
-    slot.ask(&daemon.state, "api")?;
-    let document = json!({ "pipeline": name, "queued": slot.queue.len() });
-    Ok((StatusCode::ACCEPTED, Json(document)).into_response())
+    let run = slot.ask(&daemon.state, "api")?;
+    let place = [(header::LOCATION, format!("/api/runs/{run}"))];
+    let document = json!({ "pipeline": name, "run": run, "queued": slot.queue.len() });
+    Ok((StatusCode::ACCEPTED, place, Json(document)).into_response())
 }
 
 async fn cancel(
@@ -262,25 +278,44 @@ async fn cancel(
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     allowed(&daemon, &headers)?;
-    let run = daemon.state.run(&id)?.ok_or_else(|| missing("this run"))?;
-    let slots = daemon.slots();
-    let slot = slots
-        .get(&run.pipeline)
-        .ok_or_else(|| missing("this pipeline"))?;
-    match (&slot.running, run.status.as_str()) {
-        (Some(cancel), "running") => {
-            cancel.store(true, Ordering::Relaxed);
-            Ok((
-                StatusCode::ACCEPTED,
-                Json(json!({ "run": run.run, "cancelled": true })),
-            )
-                .into_response())
+    let mut slots = daemon.slots();
+    let run = daemon.state.run(&id)?;
+    let id = match run {
+        Some(run) => {
+            let slot = slots
+                .get(&run.pipeline)
+                .ok_or_else(|| missing("this pipeline"))?;
+            match (&slot.running, run.status.as_str()) {
+                (Some(cancel), "running") => cancel.store(true, Ordering::Relaxed),
+                _ => return Err(not_under_way()),
+            }
+            run.run
         }
-        _ => Err(Refused(
-            StatusCode::CONFLICT,
-            "this run is not under way".to_owned(),
-        )),
-    }
+        None => {
+            let (pipeline, asked) = daemon
+                .state
+                .waiting(&id)?
+                .ok_or_else(|| missing("this run"))?;
+            let slot = slots
+                .get_mut(&pipeline)
+                .ok_or_else(|| missing("this pipeline"))?;
+            // One that has left the queue and is not in the history yet begins just now.
+            let at = slot.queue.iter().position(|other| other.id == asked.id);
+            let at = at.ok_or_else(not_under_way)?;
+            let why = "it was cancelled before it began";
+            daemon
+                .state
+                .end_asked(&asked, &pipeline, Status::Cancelled, why)?;
+            slot.queue.remove(at);
+            asked.run
+        }
+    };
+    let document = json!({ "run": id, "cancelled": true });
+    Ok((StatusCode::ACCEPTED, Json(document)).into_response())
+}
+
+fn not_under_way() -> Refused {
+    Refused(StatusCode::CONFLICT, "this run is not under way".to_owned())
 }
 
 async fn index(Shared(daemon): App) -> Result<Response, Refused> {

@@ -18,7 +18,7 @@ use crate::examine::Sessions;
 use crate::graph::Graph;
 use crate::schedule;
 use crate::spec::{Overlap, Pipeline, SpecError, find_all};
-use crate::state::{State, StateError, now_ms};
+use crate::state::{Asked, State, StateError, now_ms};
 use crate::summary::Status;
 use crate::{Engine, EngineError, Params, fingerprint};
 
@@ -94,14 +94,6 @@ impl std::fmt::Debug for Options {
             .field("grace", &self.grace)
             .finish_non_exhaustive()
     }
-}
-
-/// A run that waits. It is recorded until it ended: a daemon that is killed or stopped takes it up again.
-#[derive(Clone, Debug)]
-struct Asked {
-    id: i64,
-    trigger: String,
-    scheduled_ms: Option<i64>,
 }
 
 /// One pipeline in the daemon.
@@ -222,16 +214,7 @@ impl Daemon {
     /// Runs that waited or were under way when the process before ended are taken up again.
     fn resume(&self) -> Result<(), StateError> {
         for (name, slot) in self.slots().iter_mut() {
-            slot.queue = self
-                .state
-                .asked(name)?
-                .into_iter()
-                .map(|(id, trigger, scheduled_ms)| Asked {
-                    id,
-                    trigger,
-                    scheduled_ms,
-                })
-                .collect();
+            slot.queue = self.state.asked(name)?.into();
             let Some(_lock) = self.state.try_lock(name)? else {
                 continue;
             };
@@ -394,14 +377,8 @@ impl Daemon {
                     _ => missed += 1,
                 }
             }
-            let ids = self.state.put_schedule(name, due.seen, missed, &asked)?;
-            for (id, (trigger, time)) in ids.into_iter().zip(asked) {
-                slot.queue.push_back(Asked {
-                    id,
-                    trigger: trigger.to_owned(),
-                    scheduled_ms: Some(time),
-                });
-            }
+            slot.queue
+                .extend(self.state.put_schedule(name, due.seen, missed, &asked)?);
         }
         Ok(())
     }
@@ -445,7 +422,7 @@ impl Daemon {
             Arc::clone(&self.sessions),
         )?
         .trigger(&asked.trigger, asked.scheduled_ms)
-        .asked(asked.id)
+        .asked(asked.clone())
         .stop_when(move || cancel.load(Ordering::Relaxed));
         engine.run().await.map(|summary| summary.status)
     }
@@ -464,11 +441,12 @@ impl Daemon {
                 problem = Some(error.to_string());
             }
         }
-        if waits.is_none()
-            && let Err(error) = self.state.answered(asked.id)
-        {
-            tracing::error!(pipeline = name, "{error}");
-        }
+        // Who asked finds the run in the history, also when it could not begin.
+        Self::note(match &problem {
+            Some(problem) => self.state.end_asked(&asked, name, Status::Failed, problem),
+            None if waits.is_none() => self.state.answered(asked.id),
+            None => Ok(()),
+        });
         if let Some(slot) = slots.get_mut(name) {
             slot.running = None;
             if problem.is_some() {
@@ -529,14 +507,11 @@ fn slot(pipeline: Pipeline, graph: Graph) -> Slot {
 }
 
 impl Slot {
-    /// Puts a run into the queue that nobody scheduled.
-    fn ask(&mut self, state: &State, trigger: &str) -> Result<(), StateError> {
-        let id = state.ask(&self.pipeline.name, trigger)?;
-        self.queue.push_back(Asked {
-            id,
-            trigger: trigger.to_owned(),
-            scheduled_ms: None,
-        });
-        Ok(())
+    /// Puts a run into the queue that nobody scheduled. Returns its id.
+    fn ask(&mut self, state: &State, trigger: &str) -> Result<String, StateError> {
+        let asked = state.ask(&self.pipeline.name, trigger)?;
+        let run = asked.run.clone();
+        self.queue.push_back(asked);
+        Ok(run)
     }
 }

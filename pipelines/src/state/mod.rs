@@ -4,19 +4,22 @@ mod read;
 mod tables;
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
 
 pub use read::{RunRow, StageRow};
 pub(crate) use tables::TABLES;
 pub use tables::register;
 
+use crate::summary::Status;
+
 /// The version of the schema, in `user_version`.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 /// Why the history cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +63,47 @@ pub fn now_ms() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// The id of a run, a UUID of version 7: ids sort by time.
+pub(crate) fn new_id() -> String {
+    let random = |salt: u64| {
+        let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+        hasher.write_u64(salt);
+        hasher.write_u32(std::process::id());
+        hasher.finish()
+    };
+    let (a, b) = (random(1), random(2));
+    let time = now_ms();
+    format!(
+        "{:08x}-{:04x}-7{:03x}-{:04x}-{:012x}",
+        (time >> 16) & 0xffff_ffff,
+        time & 0xffff,
+        a & 0xfff,
+        0x8000 | ((a >> 12) & 0x3fff),
+        b & 0xffff_ffff_ffff,
+    )
+}
+
+/// A run that is waited for. It is recorded until it ended: a daemon that is killed or stopped takes it up again.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    pub(crate) id: i64,
+    /// The id it has once it began.
+    pub(crate) run: String,
+    pub(crate) trigger: String,
+    pub(crate) scheduled_ms: Option<i64>,
+}
+
+impl Asked {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            run: row.get(1)?,
+            trigger: row.get(2)?,
+            scheduled_ms: row.get(3)?,
+        })
+    }
 }
 
 /// What one try made.
@@ -217,6 +261,12 @@ impl State {
         connection
             .execute_batch(include_str!("schema.sql"))
             .map_err(sqlite)?;
+        if found == 1 {
+            // Version 1 gave a run its id when it began.
+            connection
+                .execute_batch("ALTER TABLE asked ADD COLUMN run TEXT NOT NULL DEFAULT ''")
+                .map_err(sqlite)?;
+        }
         connection
             .pragma_update(None, "user_version", SCHEMA)
             .map_err(sqlite)?;
@@ -552,14 +602,14 @@ impl State {
     }
 
     /// Records up to when a schedule was looked at, the times that get no run, and, in the same transaction, the runs that now
-    /// wait: killed before or after, no time is lost and none runs twice. Returns their ids.
+    /// wait: killed before or after, no time is lost and none runs twice. Returns them.
     pub(crate) fn put_schedule(
         &self,
         pipeline: &str,
         seen_ms: i64,
         missed: u64,
         asked: &[(&'static str, i64)],
-    ) -> Result<Vec<i64>, StateError> {
+    ) -> Result<Vec<Asked>, StateError> {
         self.with(|c| {
             let tx = c.transaction()?;
             tx.execute(
@@ -567,12 +617,12 @@ impl State {
                  ON CONFLICT (pipeline) DO UPDATE SET seen_ms = ?2, missed = missed + ?3",
                 params![pipeline, seen_ms, int(missed)],
             )?;
-            let mut ids = Vec::new();
+            let mut waiting = Vec::new();
             for (trigger, scheduled_ms) in asked {
-                ids.push(put_asked(&tx, pipeline, trigger, Some(*scheduled_ms))?);
+                waiting.push(put_asked(&tx, pipeline, trigger, Some(*scheduled_ms))?);
             }
             tx.commit()?;
-            Ok(ids)
+            Ok(waiting)
         })
     }
 
@@ -587,25 +637,51 @@ impl State {
         })
     }
 
-    /// Records that a run is waited for. Returns its id.
-    pub(crate) fn ask(&self, pipeline: &str, trigger: &str) -> Result<i64, StateError> {
+    /// Records that a run is waited for.
+    pub(crate) fn ask(&self, pipeline: &str, trigger: &str) -> Result<Asked, StateError> {
         self.with(|c| put_asked(c, pipeline, trigger, None))
     }
 
-    /// The runs that are waited for, oldest first: id, trigger, scheduled time.
-    pub(crate) fn asked(
-        &self,
-        pipeline: &str,
-    ) -> Result<Vec<(i64, String, Option<i64>)>, StateError> {
+    /// The runs that are waited for, oldest first.
+    pub(crate) fn asked(&self, pipeline: &str) -> Result<Vec<Asked>, StateError> {
         self.with(|c| {
             c.prepare_cached(
-                "SELECT id, trigger, scheduled_ms FROM asked WHERE pipeline = ?1 ORDER BY id",
+                "SELECT id, run, trigger, scheduled_ms FROM asked WHERE pipeline = ?1 ORDER BY id",
             )?
-            .query_map(params![pipeline], |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
-            })?
+            .query_map(params![pipeline], Asked::read)?
             .collect()
         })
+    }
+
+    /// The run of this id, while it is waited for, and its pipeline.
+    pub(crate) fn waiting(&self, run: &str) -> Result<Option<(String, Asked)>, StateError> {
+        self.with(|c| {
+            c.prepare_cached(
+                "SELECT id, run, trigger, scheduled_ms, pipeline FROM asked WHERE run = ?1 AND run <> ''",
+            )?
+            .query_row(params![run], |row| Ok((row.get(4)?, Asked::read(row)?)))
+            .optional()
+        })
+    }
+
+    /// Records how a run ended that was asked for and never began.
+    pub(crate) fn end_asked(
+        &self,
+        asked: &Asked,
+        pipeline: &str,
+        status: Status,
+        error: &str,
+    ) -> Result<(), StateError> {
+        if self.run(&asked.run)?.is_none() {
+            self.begin_run(
+                &asked.run,
+                pipeline,
+                &asked.trigger,
+                asked.scheduled_ms,
+                "{}",
+            )?;
+        }
+        self.end_run(&asked.run, status.name(), Some(error), Some(asked.id))
     }
 
     /// Records that a run is no longer waited for.
@@ -627,12 +703,18 @@ fn put_asked(
     pipeline: &str,
     trigger: &str,
     scheduled_ms: Option<i64>,
-) -> rusqlite::Result<i64> {
+) -> rusqlite::Result<Asked> {
+    let run = new_id();
     c.execute(
-        "INSERT INTO asked (pipeline, trigger, scheduled_ms) VALUES (?1, ?2, ?3)",
-        params![pipeline, trigger, scheduled_ms],
+        "INSERT INTO asked (pipeline, trigger, scheduled_ms, run) VALUES (?1, ?2, ?3, ?4)",
+        params![pipeline, trigger, scheduled_ms, run],
     )?;
-    Ok(c.last_insert_rowid())
+    Ok(Asked {
+        id: c.last_insert_rowid(),
+        run,
+        trigger: trigger.to_owned(),
+        scheduled_ms,
+    })
 }
 
 /// An item's name in the table of what is done.

@@ -22,12 +22,15 @@ CREATE TABLE IF NOT EXISTS attempts (
 );
 CREATE INDEX IF NOT EXISTS attempts_by_stage ON attempts (pipeline, stage, item);
 CREATE INDEX IF NOT EXISTS attempts_by_run ON attempts (run);
+-- All that the metrics ask of tries: they are counted from the index alone.
+CREATE INDEX IF NOT EXISTS attempts_by_status ON attempts (pipeline, stage, status, queued_ms, verify_failures);
 CREATE TABLE IF NOT EXISTS bytes (
     attempt INTEGER NOT NULL, run TEXT NOT NULL, pipeline TEXT NOT NULL, kind TEXT NOT NULL, codec TEXT NOT NULL,
     input_bytes INTEGER NOT NULL, delta_bytes INTEGER NOT NULL
 );
 CREATE INDEX IF NOT EXISTS bytes_by_attempt ON bytes (attempt);
 CREATE INDEX IF NOT EXISTS bytes_by_run ON bytes (run);
+CREATE INDEX IF NOT EXISTS bytes_by_kind ON bytes (pipeline, kind, codec, input_bytes, delta_bytes);
 CREATE TABLE IF NOT EXISTS dataset_rows (
     attempt INTEGER NOT NULL, run TEXT NOT NULL, pipeline TEXT NOT NULL, class TEXT NOT NULL, rows INTEGER NOT NULL
 );
@@ -48,7 +51,10 @@ CREATE TABLE IF NOT EXISTS schedules (
     pipeline TEXT PRIMARY KEY, seen_ms INTEGER NOT NULL, lag_ms INTEGER NOT NULL DEFAULT 0, missed INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 -- Runs that the daemon is to do, or does: they stay until they ended, so that none is lost with its process.
-CREATE TABLE IF NOT EXISTS asked (id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, trigger TEXT NOT NULL, scheduled_ms INTEGER);
+-- `run` is the id that the run has once it began.
+CREATE TABLE IF NOT EXISTS asked (
+    id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, trigger TEXT NOT NULL, scheduled_ms INTEGER, run TEXT NOT NULL DEFAULT ''
+);
 CREATE TABLE IF NOT EXISTS logs (
     run TEXT NOT NULL, at_ms INTEGER NOT NULL, level TEXT NOT NULL, stage TEXT NOT NULL, item TEXT NOT NULL, message TEXT NOT NULL
 );

@@ -2,7 +2,9 @@
 //! the files themselves.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use sparse_store::{HubQuery, OpenOptions, Secret, StoreError, hash, list_hub_models};
@@ -240,16 +242,39 @@ fn query(filter: &[&str], limit: usize) -> HubQuery {
     }
 }
 
+/// The Python that has huggingface_hub.
+fn python() -> Option<String> {
+    let python = std::env::var("SPARSE_TEST_PYTHON").ok();
+    assert!(
+        python.is_some() || std::env::var_os("SPARSE_REQUIRE_ORACLES").is_none(),
+        "SPARSE_TEST_PYTHON is not set; tests/run.sh sets it"
+    );
+    python
+}
+
+/// Runs a program against a server, with a home of its own; it must succeed. Returns what it printed.
+fn with_huggingface_hub(python: &str, program: &str, server: &Server, home: &Path) -> String {
+    let output = std::process::Command::new(python)
+        .args(["-c", program])
+        .env("HF_ENDPOINT", server.url())
+        .env("HF_HOME", home)
+        .env("HF_TOKEN", TOKEN)
+        .env("HF_HUB_DISABLE_TELEMETRY", "1")
+        .env_remove("HF_HUB_OFFLINE")
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// What the client that everybody uses makes of the stand-in.
 #[test]
 fn huggingface_hub_accepts_the_stand_in() {
-    let Ok(python) = std::env::var("SPARSE_TEST_PYTHON") else {
-        assert!(
-            std::env::var_os("SPARSE_REQUIRE_ORACLES").is_none(),
-            "SPARSE_TEST_PYTHON is not set; tests/run.sh sets it"
-        );
-        return;
-    };
+    let Some(python) = python() else { return };
     let stand_in = StandIn::new();
     let server = stand_in.start();
     let program = "
@@ -279,20 +304,7 @@ for call, error in [(lambda: api.model_info('org/none'), RepositoryNotFoundError
 print(path)
 ";
     let home = tempfile::tempdir().unwrap();
-    let output = std::process::Command::new(python)
-        .args(["-c", program])
-        .env("HF_ENDPOINT", server.url())
-        .env("HF_HOME", home.path())
-        .env("HF_TOKEN", TOKEN)
-        .env("HF_HUB_DISABLE_TELEMETRY", "1")
-        .env_remove("HF_HUB_OFFLINE")
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    with_huggingface_hub(&python, program, &server, home.path());
     // What Python has downloaded is what we open, without a request for a file.
     let mut ours = options(&server);
     ours.hub_cache = Some(home.path().join("hub"));
@@ -308,6 +320,78 @@ print(path)
     assert_eq!(model.files()[0].bytes(), stand_in.models[2].files[0].1);
     // The configuration alone was missing.
     assert_eq!(server.count("GET", "resolve"), before + 1);
+}
+
+/// A Hub that asks to slow down, breaks off, keeps a model to itself and sends a file from another host: its own client copes with
+/// it, so the stand-in misbehaves as the Hub does.
+#[test]
+fn huggingface_hub_copes_with_what_ours_is_tested_against() {
+    let Some(python) = python() else { return };
+    let stand_in = StandIn::new();
+    let elsewhere = stand_in.start();
+    let (target, listed, sent) = (elsewhere.url(), AtomicUsize::new(0), AtomicUsize::new(0));
+    let server = Server::start(move |request| {
+        let answer = stand_in.answer(request);
+        let path = request.path.as_str();
+        let first = |count: &AtomicUsize| count.fetch_add(1, Ordering::SeqCst) == 0;
+        if path.starts_with("/api/models?") && first(&listed) {
+            return Response::status(429).with("Retry-After", "0");
+        }
+        if path.contains("org/model-3") {
+            return Response::status(401).with("X-Error-Code", "GatedRepo");
+        }
+        if request.method == "GET" && path.contains("model-4/resolve") {
+            return Response::status(302).with("Location", format!("{target}{path}"));
+        }
+        let breaks = request.method == "GET" && path.contains("model-2/resolve");
+        if breaks && first(&sent) {
+            return answer.cut_at(1000);
+        }
+        answer
+    });
+    let program = "
+from huggingface_hub import HfApi, constants, hf_hub_download
+from huggingface_hub.errors import GatedRepoError
+# What did not fill a piece is thrown away when the connection breaks; these files are small.
+constants.DOWNLOAD_CHUNK_SIZE = 100
+assert len(list(HfApi().list_models(filter='base_model:finetune:org/model-0'))) == 7
+for call in (lambda: HfApi().model_info('org/model-3'), lambda: hf_hub_download('org/model-3', 'model.safetensors')):
+    try:
+        call()
+        raise SystemExit('no error')
+    except GatedRepoError as error:
+        assert error.response.status_code == 401
+for number in (2, 4):
+    path = hf_hub_download(f'org/model-{number}', 'model.safetensors')
+    assert hf_hub_download(f'org/model-{number}', 'model.safetensors') == path
+    print(path)
+";
+    let home = tempfile::tempdir().unwrap();
+    let said = with_huggingface_hub(&python, program, &server, home.path());
+    let expected = StandIn::new();
+    for (path, number) in said.lines().zip([2, 4]) {
+        let (_, bytes) = &expected.models[number].files[0];
+        assert!(std::fs::read(path).unwrap() == *bytes, "{path}");
+    }
+    // What broke was asked for again from where it broke, and what was there by its tag alone.
+    let of = |part: &str, method: &str| -> Vec<Request> {
+        let all = server.requests().into_iter();
+        all.filter(|request| request.method == method && request.path.contains(part))
+            .collect()
+    };
+    let gets = of("model-2/resolve", "GET");
+    assert_eq!(gets.len(), 2, "{gets:?}");
+    assert_eq!(gets[0].header("range"), None);
+    assert_eq!(gets[1].header("range"), Some("bytes=1000-"));
+    assert_eq!(of("model-2/resolve", "HEAD").len(), 2);
+    // The token went to the host it is of, and to no other.
+    let token = format!("Bearer {TOKEN}");
+    assert!(
+        gets.iter()
+            .all(|get| get.header("authorization") == Some(&token))
+    );
+    assert_eq!(elsewhere.requests().len(), 1);
+    assert_eq!(elsewhere.requests()[0].header("authorization"), None);
 }
 
 #[tokio::test]

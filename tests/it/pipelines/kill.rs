@@ -6,12 +6,12 @@ use std::time::Instant;
 use super::Work;
 use crate::support::{Random, example, run, stderr, text};
 
-/// Kills per test run, each of which takes a second or two; `SPARSE_TEST_KILLS=100` for more.
+/// Kills per test run, each of which takes a second or two; `SPARSE_TEST_KILLS` for more or fewer.
 fn kills() -> usize {
     std::env::var("SPARSE_TEST_KILLS")
         .ok()
         .and_then(|kills| kills.parse().ok())
-        .unwrap_or(40)
+        .unwrap_or(100)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Work, stage, status};
-use crate::support::{example, run_ok, text};
+use crate::support::{example, run_ok, stderr, text};
 
 #[test]
 fn items_fail_alone_are_tried_again_and_are_rows_of_the_history() {
@@ -63,6 +63,11 @@ stages:
             .trim(),
         "n\n1"
     );
+    let rows = work.sql("SELECT stage, status, items, items_done, items_failed, error LIKE '%none%' AS named FROM sparse_stages ORDER BY stage");
+    assert_eq!(
+        rows.trim(),
+        "stage,status,items,items_done,items_failed,named\ncompress,failed,3,2,1,true\nmodels,succeeded,1,1,0,\nreport,blocked,0,0,0,"
+    );
     // Only the one that failed is tried again.
     let plan = work.plan();
     assert_eq!(
@@ -83,6 +88,34 @@ stages:
         ),
         (&1.into(), &2.into())
     );
+    // One item is asked for once more; one that is not there is an error.
+    let output = work
+        .sparse(
+            "backfill",
+            &["--stage", "compress", "--item", "sft", "--json"],
+        )
+        .output()
+        .unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (
+            &stage(&report, "compress")["done"],
+            &stage(&report, "compress")["skipped"]
+        ),
+        (&1.into(), &2.into()),
+        "{report}"
+    );
+    let rows = work.sql(
+        "SELECT i.item, i.reason FROM sparse_items i JOIN sparse_runs r ON r.run = i.run
+         WHERE r.trigger = 'backfill' AND i.stage = 'compress'",
+    );
+    assert_eq!(rows.trim(), "item,reason\nsft,it was asked for");
+    let output = work
+        .sparse("backfill", &["--stage", "compress", "--item", "sfft"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("sfft"), "{}", stderr(&output));
 }
 
 #[test]

@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use sparse_codec::{
-    Adapter, BlockForm, DType, Effort, EncodeOptions, LowRank, Scratch, SharedTables,
-    TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
+    Adapter, BlockForm, DType, Effort, EncodeOptions, LowRank, Moved, Scratch, SharedTables,
+    StripCode, TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
 };
-use sparse_gpu::{Coded, GpuError, Resident, Restored, Update};
+use sparse_gpu::{
+    Blocks, Choice, Coded, Compute, Encoded, Encoding, ForEncoding, GpuError, OnDevice, Resident,
+    Restored, Update,
+};
 
 use super::{DTYPES, Numbers, device, dtypes, view};
 
@@ -457,4 +460,205 @@ fn strips_of_all_lanes_are_decoded() {
         assert_eq!(restored, Restored { device: 1, cpu: 0 });
     }
     assert_eq!(seen, [1, 4, 8, 32, 64]);
+}
+
+/// Decodes a tensor as a caller does: in runs of so many bytes, on several threads, the CPU what is left.
+pub(crate) fn decode_in_runs(
+    all: &Blocks,
+    decoder: &TensorDecoder,
+    blocks: &[&[u8]],
+    base: &[u8],
+    bytes: usize,
+) -> Result<Vec<u8>, GpuError> {
+    let each = decoder.target_range(0).len().max(1);
+    let per = all.chunk(decoder).map_or(1, |chunk| (chunk / each).max(1));
+    let tensor = OnDevice::default();
+    let run = |number: usize| {
+        let (first, run) = (number * per, blocks.chunks(per).nth(number).unwrap());
+        let end = decoder.target_range(first + run.len() - 1).end;
+        let mut out = vec![0; end - decoder.target_range(first).start];
+        let left = all.decode(&tensor, decoder, first, run, base, &mut out)?;
+        let mut scratch = Scratch::default();
+        for block in left {
+            let range = decoder.target_range(first + block);
+            let start = decoder.target_range(first).start;
+            let out = &mut out[range.start - start..range.end - start];
+            decoder.decode_block(first + block, run[block], Some(base), out, &mut scratch)?;
+        }
+        Ok(out)
+    };
+    let numbers: Vec<usize> = (0..blocks.len().div_ceil(per)).collect();
+    let mut out = Vec::with_capacity(bytes);
+    for three in numbers.chunks(3) {
+        let parts: Vec<Result<Vec<u8>, GpuError>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = three.iter().map(|n| scope.spawn(|| run(*n))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        for part in parts {
+            out.extend(part?);
+        }
+    }
+    Ok(out)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    #[ignore = "needs a device"]
+    fn the_ring_decodes_to_the_target(
+        dtype in dtypes(),
+        (rows, cols) in sizes(),
+        kind in kinds(),
+        effort in efforts(),
+        shared in any::<bool>(),
+        seed in 1u64..,
+    ) {
+        let pair = Pair::new(dtype, rows, cols, kind, seed);
+        let options = pair.options(effort, shared);
+        let (header, blocks) = pair.encode(&options);
+        let decoder = pair.decoder(&header, &options);
+        let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+        let all = Blocks::with_ring(Choice::Cuda, 1 << 21, 2).unwrap();
+        let out = decode_in_runs(&all, &decoder, &blocks, &pair.base, pair.target.len()).unwrap();
+        prop_assert!(out == pair.target);
+        // Those of strips, and those that are a moved base; the rest is copied or has no kernel.
+        let moved = !matches!(decoder.moved(), Some(Moved::No));
+        let on_device = blocks.iter().filter(|b| b[0] == 2 || b[0] == 0 && moved).count() as u64;
+        let cpu = blocks.len() as u64 - on_device;
+        prop_assert_eq!(all.done(), Restored { device: on_device, cpu });
+    }
+}
+
+/// Blocks of many runs, through fewer slots than threads; a run of blocks longer than a slot is left to the CPU.
+#[test]
+#[ignore = "needs a device"]
+fn the_ring_decodes_tensors_larger_than_it_is() {
+    for kind in [Kind::Sparse(900), Kind::LowRank] {
+        let (rows, cols) = (1100, 1000);
+        let pair = Pair::new(DType::BF16, rows, cols, kind, 78);
+        let options = EncodeOptions::default();
+        let (header, blocks) = pair.encode(&options);
+        let decoder = pair.decoder(&header, &options);
+        let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+        assert_eq!(blocks.len(), 3);
+        for (chunk, device) in [(1 << 20, 3), (4 << 20, 3), (1000, 0)] {
+            let all = Blocks::with_ring(Choice::Cuda, chunk, 2).unwrap();
+            let out = decode_in_runs(&all, &decoder, &blocks, &pair.base, pair.target.len());
+            assert!(out.unwrap() == pair.target, "{kind:?}, {chunk}");
+            let cpu = 3 - device;
+            assert_eq!(all.done(), Restored { device, cpu }, "{kind:?}, {chunk}");
+        }
+    }
+}
+
+/// A block that no encoder wrote among sound ones: they are decoded, and it is left for the CPU to refuse.
+#[test]
+#[ignore = "needs a device"]
+fn the_ring_leaves_unsound_blocks() {
+    let pair = Pair::new(DType::BF16, 700, 1500, Kind::Sparse(900), 79);
+    let options = EncodeOptions::default();
+    let (header, blocks) = pair.encode(&options);
+    let decoder = pair.decoder(&header, &options);
+    assert_eq!(blocks.len(), 3);
+    let mut bad = blocks[1].clone();
+    let at = bad.len() / 2;
+    bad[at] ^= 0x5a;
+    let mut short = blocks[1].clone();
+    short.truncate(at);
+    for unsound in [&bad, &short] {
+        let blocks: Vec<&[u8]> = vec![&blocks[0], unsound, &blocks[2]];
+        let all = Blocks::with_ring(Choice::Cuda, 4 << 20, 2).unwrap();
+        let mut out = vec![0; pair.target.len()];
+        let tensor = OnDevice::default();
+        let left = all.decode(&tensor, &decoder, 0, &blocks, &pair.base, &mut out);
+        let left = left.unwrap();
+        let range = decoder.target_range(1);
+        if !left.is_empty() {
+            assert_eq!(left, [1]);
+            out[range.clone()].copy_from_slice(&pair.target[range.clone()]);
+        }
+        // What a changed bit makes of a block may be sound, and is not the target then: a checksum is the caller's.
+        assert!(out[..range.start] == pair.target[..range.start]);
+        assert!(out[range.end..] == pair.target[range.end..]);
+    }
+    // A base that is too short for some.
+    let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+    let all = Blocks::with_ring(Choice::Cuda, 4 << 20, 2).unwrap();
+    let mut out = vec![0; pair.target.len()];
+    let half = &pair.base[..decoder.target_range(1).start + 5];
+    let tensor = OnDevice::default();
+    let left = all.decode(&tensor, &decoder, 0, &blocks, half, &mut out);
+    assert_eq!(left.unwrap(), [1, 2]);
+}
+
+/// Encodes every block of a tensor with strips from the device, to the CPU's bytes. How many blocks the device did.
+pub(crate) fn encode_all(
+    encoding: &Encoding,
+    pair: &Pair,
+    options: &EncodeOptions,
+) -> Result<usize, GpuError> {
+    let encoder = pair.encoder(options);
+    let (tensor, mut scratch) = (ForEncoding::default(), Scratch::default());
+    let mut done = 0;
+    for block in 0..encoder.blocks() {
+        let (mut slow, mut fast) = (Vec::new(), Vec::new());
+        let wanted = encoder.encode_block(block, &mut scratch, &mut slow)?;
+        let strips = encoding.strips(&tensor, &encoder, block, &pair.target, &pair.base)?;
+        let Some(strips) = strips else {
+            continue;
+        };
+        let codes: Vec<StripCode<'_>> = strips.iter().map(Encoded::code).collect();
+        let found = encoder.encode_coded(block, &codes, &mut scratch, &mut fast)?;
+        assert_eq!(
+            (found.method, found.changed),
+            (wanted.method, wanted.changed)
+        );
+        assert!(fast == slow, "block {block}");
+        done += 1;
+    }
+    Ok(done)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    #[ignore = "needs a device"]
+    fn blocks_are_encoded_to_the_bytes_of_the_cpu(
+        dtype in dtypes(),
+        (rows, cols) in sizes(),
+        kind in kinds(),
+        effort in efforts(),
+        shared in any::<bool>(),
+        seed in 1u64..,
+    ) {
+        let pair = Pair::new(dtype, rows, cols, kind, seed);
+        let options = pair.options(effort, shared);
+        let compute = Arc::new(Compute::open(Choice::Cuda).unwrap());
+        let encoding = Encoding::on(&compute).unwrap();
+        let done = encode_all(&encoding, &pair, &options).unwrap();
+        let coded = pair.encoder(&options).coding().is_some();
+        prop_assert_eq!(done, usize::from(coded));
+    }
+}
+
+/// Strips of every number of lanes, several blocks, and rows that strips cut.
+#[test]
+#[ignore = "needs a device"]
+fn strips_of_all_lanes_are_encoded() {
+    let compute = Arc::new(Compute::open(Choice::Cuda).unwrap());
+    let encoding = Encoding::on(&compute).unwrap();
+    let options = EncodeOptions::default();
+    for (rows, cols) in [(2, 70), (4, 150), (10, 280), (20, 300), (130, 1000)] {
+        let pair = Pair::new(DType::BF16, rows, cols, Kind::Dense, 3);
+        assert_eq!(encode_all(&encoding, &pair, &options).unwrap(), 1);
+    }
+    let pair = Pair::new(DType::F32, 600, 1000, Kind::Sparse(700), 5);
+    assert_eq!(encode_all(&encoding, &pair, &options).unwrap(), 2);
+    // Tables of another tensor: tokens that have no frequency are patched.
+    let tame = Pair::new(DType::BF16, 40, 300, Kind::Decayed, 6);
+    let wild = Pair::new(DType::BF16, 40, 300, Kind::Sparse(3), 7);
+    let options = tame.options(Effort::Default, true);
+    assert_eq!(encode_all(&encoding, &wild, &options).unwrap(), 1);
 }

@@ -1,0 +1,159 @@
+//! Parquet files byte for byte: a recipe says how a file is made of its rows. Pages are written as known writers write them
+//! (Arrow's in C++, which pyarrow and `datasets` use, and parquet-rs), by the few choices a writer has; what is left of headers
+//! and footer is literal, and small. A file by another writer has pages that come out otherwise; then there is no recipe.
+
+mod find;
+mod hybrid;
+mod leaves;
+mod make;
+mod pack;
+mod snappy;
+mod thrift;
+
+use std::io::{Read as _, Write};
+use std::path::PathBuf;
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+
+use self::make::Maker;
+pub(crate) use self::make::Supply;
+use crate::DatasetError;
+use crate::input::{Format, open_file};
+
+/// A recipe unpacked is never larger.
+const MOST: u64 = 256 << 20;
+const LEVEL: i32 = 19;
+
+/// Recipes of files, packed, and how many bytes they are; or why there are none.
+pub(crate) type Recipes = Result<(Vec<u8>, u64), String>;
+
+/// The recipes of the Parquet files of a split, one after another, packed. `most` is how many bytes they may take.
+pub(crate) fn recipes(
+    files: &[PathBuf],
+    schema: &SchemaRef,
+    most: u64,
+) -> Result<Recipes, DatasetError> {
+    let mut all = Vec::new();
+    for path in files {
+        let (_, mut batches) = open_file(path, Format::Parquet)?;
+        let mut left = None;
+        let mut supply = |rows: usize| {
+            let mut found = Vec::new();
+            let mut missing = rows;
+            while missing > 0 {
+                let batch = match left.take().map(Ok).or_else(|| batches.next()) {
+                    Some(batch) => batch?,
+                    None => break,
+                };
+                let taken = missing.min(batch.num_rows());
+                if taken < batch.num_rows() {
+                    left = Some(batch.slice(taken, batch.num_rows() - taken));
+                }
+                missing -= taken;
+                found.push(batch.slice(0, taken));
+            }
+            Ok(found)
+        };
+        match find::recipe(path, schema, &mut supply, most)? {
+            Ok(recipe) => all.extend_from_slice(&recipe),
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    if all.len() as u64 > MOST {
+        return Ok(Err("too much of it is its writer's own".to_owned()));
+    }
+    let packed = pack(&all, schema)?;
+    Ok(if packed.len() as u64 > most {
+        Err(format!(
+            "what its writer chose takes {} bytes, more than it is worth",
+            packed.len()
+        ))
+    } else {
+        Ok((packed, all.len() as u64))
+    })
+}
+
+/// Makes a file by the recipe at `at`.
+pub(crate) fn make(
+    recipe: &[u8],
+    at: &mut usize,
+    schema: &SchemaRef,
+    supply: &mut Supply<'_>,
+    out: &mut dyn Write,
+) -> Result<(), DatasetError> {
+    Maker::new(schema, out).run(recipe, at, supply)
+}
+
+/// The texts of a schema, which recipes quote.
+fn texts(schema: &Schema) -> Vec<u8> {
+    fn fields<'a>(all: impl Iterator<Item = &'a Field>, out: &mut Vec<u8>) {
+        for field in all {
+            out.extend_from_slice(field.name().as_bytes());
+            metadata(field.metadata(), out);
+            match field.data_type() {
+                DataType::List(inner)
+                | DataType::LargeList(inner)
+                | DataType::FixedSizeList(inner, _)
+                | DataType::Map(inner, _) => fields(std::iter::once(inner.as_ref()), out),
+                DataType::Struct(inner) => fields(inner.iter().map(AsRef::as_ref), out),
+                _ => {}
+            }
+        }
+    }
+    fn metadata(all: &std::collections::HashMap<String, String>, out: &mut Vec<u8>) {
+        let mut all: Vec<_> = all.iter().collect();
+        all.sort();
+        for (key, value) in all {
+            out.extend_from_slice(key.as_bytes());
+            out.extend_from_slice(value.as_bytes());
+        }
+    }
+    let mut out = Vec::new();
+    fields(schema.fields().iter().map(AsRef::as_ref), &mut out);
+    metadata(schema.metadata(), &mut out);
+    out
+}
+
+fn failed(error: std::io::Error) -> DatasetError {
+    DatasetError::internal(format!("zstd failed: {error}"))
+}
+
+/// The least window that reaches over everything.
+fn window(bytes: u64) -> u32 {
+    (u64::BITS - bytes.max(1 << 10).leading_zeros()).min(31)
+}
+
+fn pack(recipes: &[u8], schema: &Schema) -> Result<Vec<u8>, DatasetError> {
+    let texts = texts(schema);
+    let mut encoder =
+        zstd::stream::write::Encoder::with_ref_prefix(Vec::new(), LEVEL, &texts).map_err(failed)?;
+    encoder.include_checksum(false).map_err(failed)?;
+    encoder
+        .window_log(window((texts.len() + recipes.len()) as u64))
+        .map_err(failed)?;
+    encoder.write_all(recipes).map_err(failed)?;
+    encoder.finish().map_err(failed)
+}
+
+/// What [`recipes`] has packed: `length` bytes.
+pub(crate) fn unpack(packed: &[u8], length: u64, schema: &Schema) -> Result<Vec<u8>, DatasetError> {
+    let damaged = || DatasetError::damaged("the recipes of files cannot be unpacked");
+    if length > MOST {
+        return Err(damaged());
+    }
+    let texts = texts(schema);
+    let mut decoder =
+        zstd::stream::read::Decoder::with_ref_prefix(packed, &texts).map_err(failed)?;
+    decoder
+        .window_log_max(window(MOST + texts.len() as u64))
+        .map_err(failed)?;
+    let mut all = Vec::new();
+    decoder
+        .take(length + 1)
+        .read_to_end(&mut all)
+        .map_err(|_| damaged())?;
+    if all.len() as u64 != length {
+        return Err(damaged());
+    }
+    Ok(all)
+}
