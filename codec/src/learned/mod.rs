@@ -22,7 +22,7 @@ use mix::Mixer;
 use subspace::Subspace;
 
 /// Words to each changed one, at least.
-pub(crate) const FEW: usize = 4;
+const FEW: usize = 4;
 /// The longest row.
 const LONGEST: usize = 1 << 14;
 /// Changes that are not worth a class of exponents.
@@ -30,7 +30,7 @@ const LONE: usize = 2;
 
 /// Exponents that are told apart, from the largest down.
 const LEVELS: usize = 48;
-/// How densely a row, or a column, changes: classes, and octaves where there is little to tell by.
+/// How densely a row, a column, or both together change: classes.
 const DENSITIES: usize = 24;
 /// What is expected of an update: classes.
 const SIZES: usize = 16;
@@ -45,12 +45,12 @@ const CERTAIN: usize = 17;
 /// What coding needs to know of the tensor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
-    pub(crate) exponent: Exponent,
+    exponent: Exponent,
     /// Bits of mantissas; 0 where words are no floats.
-    pub(crate) mantissa: u32,
-    pub(crate) float: bool,
+    mantissa: u32,
+    float: bool,
     /// Words of a row.
-    pub(crate) row: usize,
+    row: usize,
 }
 
 impl Plan {
@@ -72,7 +72,8 @@ impl Plan {
     }
 }
 
-/// Appends the block of the words `words`; `target` and `prediction` hold just these. Nothing, where too many changed.
+/// Appends the block of the words `words`; `target` and `prediction` hold just these. False, where too many changed: then nothing is
+/// appended.
 pub(crate) fn encode<const W: usize>(
     plan: Plan,
     words: Range<usize>,
