@@ -56,7 +56,8 @@ impl Compute {
         Ok(done.unwrap_or_else(|| DeltaStats::of(target, base)))
     }
 
-    /// What work on the GPU gives; `None` where there is none, or where it failed and the CPU goes on.
+    /// What work on the GPU gives; `None` where there is none, where it has no kernel for the work, or where it failed and the CPU
+    /// goes on.
     pub(crate) fn attempt<T>(
         &self,
         work: impl FnOnce(&Arc<Device>) -> Result<T, GpuError>,
@@ -69,6 +70,10 @@ impl Compute {
                 if !self.failed.swap(true, Ordering::Relaxed) {
                     tracing::warn!("going on on the CPU: {error}");
                 }
+                Ok(None)
+            }
+            Err(error @ GpuError::Unsupported { .. }) => {
+                tracing::debug!("left to the CPU: {error}");
                 Ok(None)
             }
             result => result.map(Some),
