@@ -124,7 +124,7 @@ impl std::str::FromStr for Restore {
 /// Files of a split that are larger than this together come back row for row unless more is asked for: it takes time to find
 /// out how they were written, and to write them so.
 const EXACT: u64 = 16 << 20;
-/// What the bytes of files may cost where the rows cost next to nothing.
+/// What the bytes of a file may cost where the rows cost next to nothing; a quarter of that for each more.
 const LITTLE: u64 = 3 << 9;
 
 /// Bytes of memory an operation may use unless told otherwise.
@@ -412,7 +412,7 @@ impl Job {
         plan: sparse_delta::Blob,
         scratch: &Path,
     ) -> Result<SplitEntry, DatasetError> {
-        let plan_of = &coded.plan;
+        let counts = coded.plan.row_counts();
         let total = pair.derivative.rows as u64;
         let mut files = rows.files()?;
         if let [(_, rows)] = files.as_mut_slice() {
@@ -457,10 +457,10 @@ impl Job {
             name: name.to_owned(),
             base: pair.base_splits(),
             rows: total,
-            shared: plan_of.kept - plan_of.edited,
-            edited: plan_of.edited,
-            new: plan_of.new,
-            removed: plan_of.removed,
+            shared: counts.shared,
+            edited: counts.edited,
+            new: counts.new,
+            removed: counts.removed,
             hash: pair.hash().to_owned(),
             format,
             restores,
@@ -499,7 +499,10 @@ impl Job {
                 entry.why = Some("it has the rows of its base, and no more is stored".to_owned());
                 return Ok(());
             }
-            _ => (bytes / 32).min(LITTLE.max(coded / 16)),
+            _ => {
+                let more = (entry.files.len() as u64).saturating_sub(1) * LITTLE / 4;
+                (bytes / 32).min((LITTLE + more).max(coded / 16))
+            }
         };
         let files: Vec<PathBuf> = entry
             .files

@@ -204,7 +204,7 @@ impl Job {
         let (coded, bytes) = self.columns(&split, &sources, &sample)?;
         let mut coded = split.finish(&split.targets(), coded)?;
         coded.plan.edited = sample.edited;
-        let (kept, new) = (coded.plan.kept, coded.plan.new);
+        let counts = coded.plan.row_counts();
         let sizes = self.sizes(&pair, &coded, bytes)?;
         Ok(EstimateOutcome {
             stats: DatasetDeltaStats {
@@ -214,8 +214,8 @@ impl Job {
                 derivative_size_bytes: sizes.derivative_size_bytes,
                 delta_size_bytes: sizes.delta_size_bytes,
                 savings_pct: sizes.savings_pct,
-                num_shared_samples: kept,
-                num_new_samples: new,
+                num_shared_samples: counts.shared + counts.edited,
+                num_new_samples: counts.new,
             },
             split: self.name.clone(),
             sampled: sample.rows.len() as u64,
@@ -310,14 +310,15 @@ impl Job {
             derivative_size_bytes: self.rows.bytes(),
             ..SizeStats::default()
         };
+        let counts = coded.plan.row_counts();
         let entry = SplitEntry {
             name: self.name.clone(),
             base: pair.base_splits(),
             rows,
-            shared: coded.plan.kept.saturating_sub(coded.plan.edited),
-            edited: coded.plan.edited,
-            new: coded.plan.new,
-            removed: coded.plan.removed,
+            shared: counts.shared,
+            edited: counts.edited,
+            new: counts.new,
+            removed: counts.removed,
             hash: pair.hash().to_owned(),
             format: self.rows.format(),
             restores: Restores::Rows,
@@ -478,7 +479,10 @@ impl Sample {
             kept: kept_items.iter().map(|&item| items.kept[item]).collect(),
             rows: kept_items.iter().chain(&new_items).map(row).collect(),
             marks,
-            edited: edited.len() as u64,
+            edited: edited
+                .iter()
+                .filter(|&&item| !split.is_unlike(item))
+                .count() as u64,
             is_whole,
         }
     }
