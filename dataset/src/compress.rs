@@ -495,10 +495,7 @@ impl Job {
                 ));
                 return Ok(());
             }
-            _ if entry.base.iter().any(|base| base.hash == entry.hash) => {
-                entry.why = Some("it has the rows of its base, and no more is stored".to_owned());
-                return Ok(());
-            }
+            _ if entry.is_base() => return Ok(()),
             _ => {
                 let more = (entry.files.len() as u64).saturating_sub(1) * LITTLE / 4;
                 (bytes / 32).min((LITTLE + more).max(coded / 16))
@@ -509,7 +506,7 @@ impl Job {
             .iter()
             .filter_map(|(name, _)| self.path_of(name))
             .collect();
-        match exact::recipes(&files, schema, most)? {
+        match exact::recipes(&files, schema, most, self.memory)? {
             Err(why) if self.restore == Restore::Bytes => Err(DatasetError::usage(format!(
                 "split {:?} cannot come back byte for byte: {why}; leave it at its rows (`restore`)",
                 entry.name

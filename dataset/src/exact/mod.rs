@@ -27,11 +27,13 @@ const LEVEL: i32 = 19;
 /// Recipes of files, packed, and how many bytes they are; or why there are none.
 pub(crate) type Recipes = Result<(Vec<u8>, u64), String>;
 
-/// The recipes of the Parquet files of a split, one after another, packed. `most` is how many bytes they may take.
+/// The recipes of the Parquet files of a split, one after another, packed. `most` is how many bytes they may take, `memory` what
+/// may be used to find them and, later, to make a file by them.
 pub(crate) fn recipes(
     files: &[PathBuf],
     schema: &SchemaRef,
     most: u64,
+    memory: u64,
 ) -> Result<Recipes, DatasetError> {
     let mut all = Vec::new();
     for path in files {
@@ -54,7 +56,7 @@ pub(crate) fn recipes(
             }
             Ok(found)
         };
-        match find::recipe(path, schema, &mut supply, most)? {
+        match find::recipe(path, schema, &mut supply, most, memory)? {
             Ok(recipe) => all.extend_from_slice(&recipe),
             Err(why) => return Ok(Err(why)),
         }
