@@ -16,9 +16,11 @@ use sparse_store::OpenOptions;
 
 use crate::DatasetError;
 use crate::artifact;
+use crate::carried;
 use crate::column::{self, Budget, Items, Method, Plan, Priced, Source, Weight};
-use crate::compress::{Input, MEMORY, MIN_MEMORY, named};
+use crate::compress::{Input, MEMORY, MIN_MEMORY, Restore, named};
 use crate::effort::limits;
+use crate::exact::Offer;
 use crate::gate::Gate;
 use crate::input::{Dataset, Format, Rows};
 use crate::manifest::{DatasetManifest, Restores, SizeStats, SplitEntry};
@@ -299,8 +301,19 @@ impl Job {
         };
         let mut payload = Vec::new();
         let plan = artifact::append(&mut payload, &fixed, schema)?;
-        let hash = blake3::hash(&payload);
         let rows = pair.derivative.rows as u64;
+        let mut files = self.rows.files()?;
+        if let [(_, count)] = files.as_mut_slice() {
+            *count = rows;
+        }
+        if files.is_empty() {
+            files.push((format!("{}.{}", self.name, Format::Parquet.ending()), rows));
+        }
+        let first = self.derivative.path_of(&files[0].0);
+        let metadata = match first.filter(|_| self.rows.format() == Format::Parquet) {
+            Some(path) => MetadataPlaces::of(&path)?,
+            None => MetadataPlaces::default(),
+        };
         let of_base = self.base.splits().iter();
         let sizes = SizeStats {
             base_size_bytes: of_base
@@ -311,7 +324,7 @@ impl Job {
             ..SizeStats::default()
         };
         let counts = coded.plan.row_counts();
-        let entry = SplitEntry {
+        let mut entry = SplitEntry {
             name: self.name.clone(),
             base: pair.base_splits(),
             rows,
@@ -324,10 +337,20 @@ impl Job {
             restores: Restores::Rows,
             why: None,
             recipes: None,
-            metadata: MetadataPlaces::default(),
-            files: vec![(format!("{}.{}", self.name, Format::Parquet.ending()), rows)],
+            metadata,
+            files,
             plan,
         };
+        let offer = Offer {
+            restore: Restore::Auto,
+            memory: self.memory,
+            coded: payload.len() as u64 + columns,
+        };
+        let files = (&self.derivative, &self.rows);
+        offer.make(&mut entry, files, &pair.derivative.schema, &mut payload)?;
+        let split = [(self.name.clone(), Arc::clone(&self.rows))];
+        let carried = carried::append(&mut payload, &self.derivative.carried(&split)?)?;
+        let hash = blake3::hash(&payload);
         let mut manifest = DatasetManifest::new(
             (&self.base, &self.derivative),
             self.effort,
@@ -336,6 +359,7 @@ impl Job {
             sizes,
             hash,
         );
+        manifest.carried = carried;
         manifest.sealed(payload.len() as u64 + columns)?;
         Ok(manifest.size_stats)
     }
