@@ -127,17 +127,17 @@ pub(crate) fn find(
         .filter(|&c| traits[c].overlap >= 0.5 && traits[c].unique >= 0.98)
         .collect();
     keys.sort_by(|&a, &b| traits[b].unique.total_cmp(&traits[a].unique));
+    // Rows that no value identifies, but which have a key's null in common with one of the base.
+    let mut by_null = vec![false; found.len()];
     for &column in &keys {
-        by_key(
-            &shared.base[column],
-            &shared.derivative[column],
-            &hasher,
-            &mut found,
-            &mut used,
-        );
+        let (from, to) = (&shared.base[column], &shared.derivative[column]);
+        for row in by_key(from, to, &hasher, &mut found, &mut used) {
+            let (array, at) = to.array(row as usize);
+            by_null[row as usize] = array.is_null(at);
+        }
     }
     let open: Vec<u32> = (0..found.len())
-        .filter(|&row| found[row] == NEW)
+        .filter(|&row| found[row] == NEW || by_null[row])
         .map(narrow)
         .collect();
     if open.is_empty() {
@@ -177,27 +177,22 @@ fn names_rows(column: &Column, rows: usize) -> bool {
         })
 }
 
-/// Rows that are equal in one column which identifies rows.
+/// Rows that are equal in one column which identifies rows; those of the derivative that were matched.
 fn by_key(
     base: &Column,
     derivative: &Column,
     hasher: &ahash::RandomState,
     found: &mut [u32],
     used: &mut [bool],
-) {
+) -> Vec<u32> {
     let mut scratch = Vec::new();
     let mut open: HashMap<u64, Vec<u32>> = HashMap::default();
     for (row, _) in found.iter().enumerate().filter(|(_, at)| **at == NEW) {
-        let (array, at) = derivative.array(row);
-        // No value identifies nothing.
-        if array.is_null(at) {
-            continue;
-        }
         let hash = derivative.hash(row, hasher, &mut scratch);
         open.entry(hash).or_default().push(narrow(row));
     }
     if open.is_empty() {
-        return;
+        return Vec::new();
     }
     let hits: Vec<(u32, u64)> = (0..used.len())
         .into_par_iter()
@@ -224,14 +219,17 @@ fn by_key(
             *place = row;
         }
     }
+    let mut matched = Vec::new();
     for (hash, rows) in open {
         if let Some(&at) = best.get(&hash) {
             for row in rows {
                 found[row as usize] = at;
                 used[at as usize] = true;
+                matched.push(row);
             }
         }
     }
+    matched
 }
 
 /// Rows between two that came from rows with as many others between them: the same ones, if they resemble each other.
