@@ -159,7 +159,9 @@ pub(crate) fn find(
     let is_named = keys
         .iter()
         .any(|&key| Some(key) != text && names_rows(&shared.derivative[key], derivative.rows));
-    let unlike = similar::unlike(shared, text, &found, &open, is_named);
+    // A text that many rows have, such as one that is asked about, does not make two rows the same one.
+    let own_text = text.filter(|text| !is_named || keys.contains(text));
+    let unlike = similar::unlike(shared, own_text, &found, &open, is_named);
     Ok(Matches {
         rows: found,
         unlike,
