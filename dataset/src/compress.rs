@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::datatypes::SchemaRef;
 use sparse_codec::Effort;
 use sparse_delta::support::{self, Occupant, Output};
 use sparse_delta::{CancelToken, DeltaError, Progress, Status};
@@ -120,12 +119,6 @@ impl std::str::FromStr for Restore {
         }
     }
 }
-
-/// Files of a split that are larger than this together come back row for row unless more is asked for: it takes time to find
-/// out how they were written, and to write them so.
-const EXACT: u64 = 16 << 20;
-/// What the bytes of files may cost where the rows cost next to nothing.
-const LITTLE: u64 = 3 << 9;
 
 /// Bytes of memory an operation may use unless told otherwise.
 pub(crate) const MEMORY: u64 = 1 << 30;
@@ -384,7 +377,14 @@ impl Job {
             let plan = artifact::append(&mut payload, &coded, schema)?;
             let mut entry = self.entry(name, rows, &pair, &coded, plan, &scratch)?;
             drop(coded);
-            self.exact(&mut entry, rows, &pair.derivative.schema, &mut payload)?;
+            let coded = payload.len() as u64 - entry.plan.offset;
+            let offer = exact::Offer {
+                restore: self.restore,
+                memory: self.memory,
+                coded,
+            };
+            let schema = &pair.derivative.schema;
+            offer.make(&mut entry, (&self.derivative, rows), schema, &mut payload)?;
             entries.push(entry);
         }
         let carried = carried::append(&mut payload, &self.derivative.carried(&self.splits)?)?;
@@ -412,7 +412,7 @@ impl Job {
         plan: sparse_delta::Blob,
         scratch: &Path,
     ) -> Result<SplitEntry, DatasetError> {
-        let plan_of = &coded.plan;
+        let counts = coded.plan.row_counts();
         let total = pair.derivative.rows as u64;
         let mut files = rows.files()?;
         if let [(_, rows)] = files.as_mut_slice() {
@@ -457,10 +457,10 @@ impl Job {
             name: name.to_owned(),
             base: pair.base_splits(),
             rows: total,
-            shared: plan_of.kept - plan_of.edited,
-            edited: plan_of.edited,
-            new: plan_of.new,
-            removed: plan_of.removed,
+            shared: counts.shared,
+            edited: counts.edited,
+            new: counts.new,
+            removed: counts.removed,
             hash: pair.hash().to_owned(),
             format,
             restores,
@@ -472,77 +472,9 @@ impl Job {
         })
     }
 
-    /// Adds what it takes to make Parquet files again byte for byte, or says why that is not done.
-    fn exact(
-        &self,
-        entry: &mut SplitEntry,
-        rows: &Arc<dyn Rows>,
-        schema: &SchemaRef,
-        payload: &mut Vec<u8>,
-    ) -> Result<(), DatasetError> {
-        let is_file = self.derivative.root().is_some() && rows.format() == Format::Parquet;
-        if self.restore == Restore::Rows || !is_file || entry.format != Format::Parquet {
-            return Ok(());
-        }
-        let bytes = rows.bytes();
-        let coded = payload.len() as u64 - entry.plan.offset;
-        let most = match self.restore {
-            Restore::Bytes => u64::MAX,
-            _ if bytes > EXACT => {
-                entry.why = Some(format!(
-                    "it has more than {} MiB, of which that is not tried unasked (`restore`)",
-                    EXACT >> 20
-                ));
-                return Ok(());
-            }
-            _ if entry.base.iter().any(|base| base.hash == entry.hash) => {
-                entry.why = Some("it has the rows of its base, and no more is stored".to_owned());
-                return Ok(());
-            }
-            _ => (bytes / 32).min(LITTLE.max(coded / 16)),
-        };
-        let files: Vec<PathBuf> = entry
-            .files
-            .iter()
-            .filter_map(|(name, _)| self.path_of(name))
-            .collect();
-        match exact::recipes(&files, schema, most)? {
-            Err(why) if self.restore == Restore::Bytes => Err(DatasetError::usage(format!(
-                "split {:?} cannot come back byte for byte: {why}; leave it at its rows (`restore`)",
-                entry.name
-            ))),
-            Err(why) => {
-                entry.why = Some(why);
-                Ok(())
-            }
-            Ok((recipes, raw)) => {
-                let hashes: Result<_, _> = files.iter().map(|path| output::hash_of(path)).collect();
-                entry.restores = Restores::Bytes(hashes?);
-                entry.recipes = Some(sparse_delta::Blob {
-                    payload: 0,
-                    offset: payload.len() as u64,
-                    size: recipes.len() as u64,
-                    raw,
-                });
-                payload.extend_from_slice(&recipes);
-                Ok(())
-            }
-        }
-    }
-
-    /// Where a file of the derivative is.
-    fn path_of(&self, name: &str) -> Option<PathBuf> {
-        let root = self.derivative.root()?;
-        Some(if self.derivative.is_file() {
-            root.to_path_buf()
-        } else {
-            root.join(name)
-        })
-    }
-
     /// The first of the derivative's files.
     fn file_of(&self, files: &[(String, u64)]) -> Option<PathBuf> {
-        self.path_of(&files.first()?.0)
+        self.derivative.path_of(&files.first()?.0)
     }
 
     /// The BLAKE3 of the derivative's file, where a split has but one.

@@ -16,9 +16,11 @@ use sparse_store::OpenOptions;
 
 use crate::DatasetError;
 use crate::artifact;
+use crate::carried;
 use crate::column::{self, Budget, Items, Method, Plan, Priced, Source, Weight};
-use crate::compress::{Input, MEMORY, MIN_MEMORY, named};
+use crate::compress::{Input, MEMORY, MIN_MEMORY, Restore, named};
 use crate::effort::limits;
+use crate::exact::Offer;
 use crate::gate::Gate;
 use crate::input::{Dataset, Format, Rows};
 use crate::manifest::{DatasetManifest, Restores, SizeStats, SplitEntry};
@@ -204,7 +206,7 @@ impl Job {
         let (coded, bytes) = self.columns(&split, &sources, &sample)?;
         let mut coded = split.finish(&split.targets(), coded)?;
         coded.plan.edited = sample.edited;
-        let (kept, new) = (coded.plan.kept, coded.plan.new);
+        let counts = coded.plan.row_counts();
         let sizes = self.sizes(&pair, &coded, bytes)?;
         Ok(EstimateOutcome {
             stats: DatasetDeltaStats {
@@ -214,8 +216,8 @@ impl Job {
                 derivative_size_bytes: sizes.derivative_size_bytes,
                 delta_size_bytes: sizes.delta_size_bytes,
                 savings_pct: sizes.savings_pct,
-                num_shared_samples: kept,
-                num_new_samples: new,
+                num_shared_samples: counts.shared + counts.edited,
+                num_new_samples: counts.new,
             },
             split: self.name.clone(),
             sampled: sample.rows.len() as u64,
@@ -299,8 +301,19 @@ impl Job {
         };
         let mut payload = Vec::new();
         let plan = artifact::append(&mut payload, &fixed, schema)?;
-        let hash = blake3::hash(&payload);
         let rows = pair.derivative.rows as u64;
+        let mut files = self.rows.files()?;
+        if let [(_, count)] = files.as_mut_slice() {
+            *count = rows;
+        }
+        if files.is_empty() {
+            files.push((format!("{}.{}", self.name, Format::Parquet.ending()), rows));
+        }
+        let first = self.derivative.path_of(&files[0].0);
+        let metadata = match first.filter(|_| self.rows.format() == Format::Parquet) {
+            Some(path) => MetadataPlaces::of(&path)?,
+            None => MetadataPlaces::default(),
+        };
         let of_base = self.base.splits().iter();
         let sizes = SizeStats {
             base_size_bytes: of_base
@@ -310,23 +323,34 @@ impl Job {
             derivative_size_bytes: self.rows.bytes(),
             ..SizeStats::default()
         };
-        let entry = SplitEntry {
+        let counts = coded.plan.row_counts();
+        let mut entry = SplitEntry {
             name: self.name.clone(),
             base: pair.base_splits(),
             rows,
-            shared: coded.plan.kept.saturating_sub(coded.plan.edited),
-            edited: coded.plan.edited,
-            new: coded.plan.new,
-            removed: coded.plan.removed,
+            shared: counts.shared,
+            edited: counts.edited,
+            new: counts.new,
+            removed: counts.removed,
             hash: pair.hash().to_owned(),
             format: self.rows.format(),
             restores: Restores::Rows,
             why: None,
             recipes: None,
-            metadata: MetadataPlaces::default(),
-            files: vec![(format!("{}.{}", self.name, Format::Parquet.ending()), rows)],
+            metadata,
+            files,
             plan,
         };
+        let offer = Offer {
+            restore: Restore::Auto,
+            memory: self.memory,
+            coded: payload.len() as u64 + columns,
+        };
+        let files = (&self.derivative, &self.rows);
+        offer.make(&mut entry, files, &pair.derivative.schema, &mut payload)?;
+        let split = [(self.name.clone(), Arc::clone(&self.rows))];
+        let carried = carried::append(&mut payload, &self.derivative.carried(&split)?)?;
+        let hash = blake3::hash(&payload);
         let mut manifest = DatasetManifest::new(
             (&self.base, &self.derivative),
             self.effort,
@@ -335,6 +359,7 @@ impl Job {
             sizes,
             hash,
         );
+        manifest.carried = carried;
         manifest.sealed(payload.len() as u64 + columns)?;
         Ok(manifest.size_stats)
     }
@@ -478,7 +503,10 @@ impl Sample {
             kept: kept_items.iter().map(|&item| items.kept[item]).collect(),
             rows: kept_items.iter().chain(&new_items).map(row).collect(),
             marks,
-            edited: edited.len() as u64,
+            edited: edited
+                .iter()
+                .filter(|&&item| !split.is_unlike(item))
+                .count() as u64,
             is_whole,
         }
     }

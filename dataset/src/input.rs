@@ -225,6 +225,16 @@ impl Dataset {
         self.root.as_deref()
     }
 
+    /// Where one of its files is, if it has files.
+    pub(crate) fn path_of(&self, relative: &str) -> Option<PathBuf> {
+        let root = self.root.as_deref()?;
+        Some(if self.is_file {
+            root.to_path_buf()
+        } else {
+            root.join(relative)
+        })
+    }
+
     /// Whether it is one file rather than a folder.
     pub(crate) fn is_file(&self) -> bool {
         self.is_file

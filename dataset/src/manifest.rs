@@ -201,6 +201,12 @@ impl SplitEntry {
             .fold(0, |rows, base| rows.saturating_add(base.rows))
     }
 
+    /// Whether it has the rows of a split of the base. Then no more is stored than that, unless more is asked for.
+    #[must_use]
+    pub fn is_base(&self) -> bool {
+        matches!(self.base.as_slice(), [base] if base.hash == self.hash)
+    }
+
     /// The names of the base's splits; none for a split that was made from nothing.
     #[must_use]
     pub fn base_names(&self) -> Option<String> {

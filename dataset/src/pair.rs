@@ -11,7 +11,7 @@ use crate::DatasetError;
 use crate::canonical::{canonical, cast_loosely, cast_to, describe_fields, has_cast};
 use crate::input::{Dataset, Rows};
 use crate::manifest::BaseSplit;
-use crate::matching::{self, NEW, Shared, hasher, sampled};
+use crate::matching::{self, Matches, NEW, Shared, hasher, sampled};
 use crate::table::{Room, Table};
 
 /// A named split.
@@ -27,6 +27,8 @@ pub(crate) struct Pair {
     pub(crate) columns: Vec<Option<usize>>,
     /// For each row of the derivative the base's, or [`NEW`]. The values are still to be compared.
     pub(crate) rows: Vec<u32>,
+    /// Rows of the derivative, in order, that count as new though they are made from a row of the base.
+    pub(crate) unlike: Vec<u32>,
     /// How long the matching of rows took.
     pub(crate) matching: Duration,
 }
@@ -52,6 +54,7 @@ impl Pair {
                 splits: Vec::new(),
                 columns: vec![None; derivative.columns()],
                 rows: vec![NEW; derivative.rows],
+                unlike: Vec::new(),
                 matching: Duration::ZERO,
                 derivative,
             });
@@ -79,7 +82,8 @@ impl Pair {
             splits: best.splits,
             base: best.base,
             columns: best.columns,
-            rows: best.rows,
+            rows: best.matches.rows,
+            unlike: best.matches.unlike,
             matching,
             derivative,
         })
@@ -111,7 +115,7 @@ struct Against {
     base: Table,
     splits: Vec<String>,
     columns: Vec<Option<usize>>,
-    rows: Vec<u32>,
+    matches: Matches,
     matching: Duration,
 }
 
@@ -129,7 +133,7 @@ impl Against {
         let shared = shared(&base, derivative, &columns)?;
         let started = Instant::now();
         Ok(Self {
-            rows: matching::find(&base, derivative, &shared)?,
+            matches: matching::find(&base, derivative, &shared)?,
             matching: started.elapsed(),
             splits: splits.iter().map(|(name, _)| name.clone()).collect(),
             base,
@@ -138,7 +142,7 @@ impl Against {
     }
 
     fn new_rows(&self) -> usize {
-        self.rows.iter().filter(|&&row| row == NEW).count()
+        self.matches.rows.iter().filter(|&&row| row == NEW).count()
     }
 }
 

@@ -14,6 +14,7 @@ use crate::cell::Shape;
 use crate::coding::{Decoder, Encoder};
 use crate::column::{self, Budget, Items, Limits, Others, Plan, Rebuilt, Source, Target};
 use crate::gate::Gate;
+use crate::manifest::RowCounts;
 use crate::matching::{NEW, narrow, sampled};
 use crate::order;
 use crate::pair::{Check, Pair};
@@ -46,6 +47,9 @@ pub(crate) struct SplitPlan {
     pub(crate) removed: u64,
     /// Kept rows of which at least one column is stored.
     pub(crate) edited: u64,
+    /// Kept rows that are so little like their base row that they count as new.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub(crate) unlike: u64,
     pub(crate) program: Program,
     /// A permutation that comes before the program, or after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,6 +57,23 @@ pub(crate) struct SplitPlan {
     /// For each column the base's it belongs to, which is read in its type.
     pub(crate) pairs: Vec<Option<usize>>,
     pub(crate) columns: Vec<Plan>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it on so")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
+}
+
+impl SplitPlan {
+    /// Rows by what became of them, for people.
+    pub(crate) fn row_counts(&self) -> RowCounts {
+        RowCounts {
+            shared: self.kept.saturating_sub(self.edited + self.unlike),
+            edited: self.edited,
+            new: self.new + self.unlike,
+            removed: self.removed,
+        }
+    }
 }
 
 /// A coded split.
@@ -121,6 +142,11 @@ impl<'a> Split<'a> {
         }
     }
 
+    /// Whether an item counts as new though it is made from a row of the base.
+    pub(crate) fn is_unlike(&self, item: usize) -> bool {
+        self.pair.unlike.binary_search(&self.rows[item]).is_ok()
+    }
+
     /// The columns, each with the base's it belongs to.
     pub(crate) fn targets(&self) -> Vec<Target<'_>> {
         self.cells
@@ -168,7 +194,7 @@ impl<'a> Split<'a> {
         let first = base.parts.first().map_or(0, |part| part.rows);
         let first = usize::try_from(first).unwrap_or(0);
         let items = self.items();
-        let edited = count_edited(targets, &coded, &items);
+        let edited = count_edited(targets, &coded, &items, &self.pair.unlike);
         let order = Order {
             cells: &self.cells,
             items: &items,
@@ -178,7 +204,14 @@ impl<'a> Split<'a> {
         let (program, shuffle, arrangement) = order.arrange(&coded, &self.pair.rows)?;
         let (plans, mut streams): (Vec<Plan>, Vec<Vec<u8>>) = coded.into_iter().unzip();
         streams.insert(0, arrangement);
-        let removed = self.counts[..first].iter().filter(|&&count| count == 0);
+        let mut left = self.counts[..first].to_vec();
+        for &row in &self.pair.unlike {
+            let from = self.pair.rows[row as usize] as usize;
+            if let Some(count) = left.get_mut(from) {
+                *count = count.saturating_sub(1);
+            }
+        }
+        let removed = left.iter().filter(|&&count| count == 0);
         Ok(Coded {
             plan: SplitPlan {
                 base_rows: base.rows as u64,
@@ -187,6 +220,7 @@ impl<'a> Split<'a> {
                 new: items.new as u64,
                 removed: removed.count() as u64,
                 edited,
+                unlike: self.pair.unlike.len() as u64,
                 program,
                 shuffle,
                 pairs: self.pair.columns.clone(),
@@ -296,7 +330,12 @@ fn choose_sources(
 }
 
 /// Kept rows with a value that is neither the base's nor follows from other columns.
-fn count_edited(targets: &[Target<'_>], coded: &[(Plan, Vec<u8>)], items: &Items<'_>) -> u64 {
+fn count_edited(
+    targets: &[Target<'_>],
+    coded: &[(Plan, Vec<u8>)],
+    items: &Items<'_>,
+    unlike: &[u32],
+) -> u64 {
     let paired: Vec<&Target<'_>> = targets
         .iter()
         .zip(coded)
@@ -311,7 +350,8 @@ fn count_edited(targets: &[Target<'_>], coded: &[(Plan, Vec<u8>)], items: &Items
                 let same = paired
                     .iter()
                     .all(|target| target.is_same(items, item, &mut room));
-                (count + u64::from(!same), room)
+                let is_edited = !same && unlike.binary_search(&items.rows[item]).is_err();
+                (count + u64::from(is_edited), room)
             },
         )
         .map(|(count, _)| count)

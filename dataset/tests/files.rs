@@ -98,9 +98,14 @@ async fn a_parquet_file_comes_back_and_is_not_made_twice() -> Result<(), Dataset
     let made = place.compress("ft.parquet").run().await?;
     assert_eq!(made.status, Status::Created);
     let split = &made.manifest.splits[0];
-    // Every fortieth text is another. Rows of their own may be told as edits of rows that are much like them.
-    assert_eq!(split.shared + split.edited + split.new, 3080);
-    assert!((2800..=2906).contains(&split.shared), "{}", split.shared);
+    // Every fortieth text is another; rows of other ids are new, however much they are like some of the base.
+    let edited = (20..3000).filter(|id| id % 40 == 0).count() as u64;
+    assert_eq!(
+        (split.shared, split.edited, split.new, split.removed),
+        (2980 - edited, edited, 100, 20)
+    );
+    // This is how parquet-rs writes.
+    assert!(matches!(split.restores, Restores::Bytes(_)));
     assert!(made.manifest.size_stats.savings_pct > 50.0);
     assert_eq!(
         place.compress("ft.parquet").run().await?.status,
@@ -111,6 +116,10 @@ async fn a_parquet_file_comes_back_and_is_not_made_twice() -> Result<(), Dataset
     assert_eq!(
         read(&place.path("again.parquet")),
         read(&place.path("ft.parquet"))
+    );
+    assert_eq!(
+        std::fs::read(place.path("again.parquet")).unwrap(),
+        std::fs::read(place.path("ft.parquet")).unwrap()
     );
     let again = place.reconstruct("again.parquet").run().await?;
     assert_eq!(again.status, Status::Exists);
@@ -197,6 +206,46 @@ async fn the_same_rows_in_other_bytes_are_not_the_file() -> Result<(), DatasetEr
     assert_eq!(found, sound);
     let again = place.reconstruct("again.csv").run().await?;
     assert_eq!(again.status, Status::Exists);
+    Ok(())
+}
+
+/// Texts that all begin with one instruction: what that says makes no two alike.
+#[tokio::test]
+async fn new_rows_are_not_told_as_edits_of_what_they_share_an_instruction_with()
+-> Result<(), DatasetError> {
+    let place = Place::new();
+    let words = |row: u64, salt: u64| -> String {
+        let word = |k: u64| (row * 31 + k + salt).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        (0..10).map(|k| format!(" w{}", word(k))).collect()
+    };
+    let text = |row: u64, edited: bool| {
+        let end = if edited { ", in short" } else { "" };
+        let words = words(row, 0);
+        format!("You are a helpful assistant. Answer with one sentence, and be polite:{words}{end}")
+    };
+    let write = |name: &str, texts: Vec<String>| {
+        let column: ArrayRef = Arc::new(StringArray::from(texts));
+        let batch = RecordBatch::try_from_iter([("prompt", column)]).unwrap();
+        parquet(&place.path(name), &batch);
+    };
+    write(
+        "base.parquet",
+        (0..1500).map(|row| text(row, false)).collect(),
+    );
+    let edited = (0..1500).map(|row| text(row, row % 15 == 0));
+    let new = (5000..5060).map(|row| text(row, false));
+    write("ft.parquet", edited.chain(new).collect());
+    let made = place.compress("ft.parquet").run().await?;
+    let split = &made.manifest.splits[0];
+    assert_eq!(
+        (split.shared, split.edited, split.new, split.removed),
+        (1400, 100, 60, 0)
+    );
+    place.reconstruct("again.parquet").run().await?;
+    assert_eq!(
+        read(&place.path("again.parquet")),
+        read(&place.path("ft.parquet"))
+    );
     Ok(())
 }
 

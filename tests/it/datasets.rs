@@ -616,7 +616,7 @@ fn info_and_verify_know_datasets() {
     assert_eq!(info["manifest"]["splits"][0]["new"], 292);
     let shown = run_ok(work.path(), &["info", &text(&delta)]);
     assert!(
-        shown.contains("294") && shown.contains("row for row, in a file written anew"),
+        shown.contains("294") && shown.contains("test, byte for byte"),
         "{shown}"
     );
     let checks = run_json(

@@ -102,9 +102,10 @@ pub(super) fn restores(split: &SplitEntry) -> String {
         }
         (Restores::Rows, _) => "row for row, in a file written anew",
     };
-    let why = split.why.as_deref();
-    format!(
-        "{what}: {}",
-        why.unwrap_or("its bytes depend on the writer")
-    )
+    let why = match &split.why {
+        Some(why) => why,
+        None if split.is_base() => "it has the rows of its base, and no more is stored",
+        None => "its bytes depend on the writer",
+    };
+    format!("{what}: {why}")
 }

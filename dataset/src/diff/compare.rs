@@ -302,7 +302,11 @@ impl Comparison<'_> {
                     shared.derivative.push(derivative.cells(at)?);
                 }
             }
-            let mut found = crate::matching::find(base, derivative, &shared)?;
+            let matches = crate::matching::find(base, derivative, &shared)?;
+            let mut found = matches.rows;
+            for row in matches.unlike {
+                found[row as usize] = NEW;
+            }
             for (row, base) in found.iter_mut().enumerate() {
                 if *base != NEW && !resembles(pairs, *base as usize, row) {
                     *base = NEW;

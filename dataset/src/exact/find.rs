@@ -65,6 +65,7 @@ pub(super) fn recipe(
     schema: &SchemaRef,
     supply: &mut Supply<'_>,
     most: u64,
+    memory: u64,
 ) -> Result<Result<Vec<u8>, Why>, DatasetError> {
     let map = Map::open(path)?;
     let bytes = map.bytes();
@@ -72,6 +73,16 @@ pub(super) fn recipe(
     let metadata = ParquetMetaDataReader::new()
         .parse_and_finish(&file)
         .map_err(|error| DatasetError::data(path.display().to_string(), error))?;
+    for group in metadata.row_groups() {
+        // The group's rows, the plain file made of them, its leaves, a page: each about as large.
+        let bytes = u64::try_from(group.total_byte_size()).unwrap_or(u64::MAX);
+        if bytes.saturating_mul(4) > memory {
+            return Ok(Err(format!(
+                "a row group of {} MiB takes more memory than is allowed (`memory`)",
+                bytes >> 20
+            )));
+        }
+    }
     let mut same = Same(bytes);
     let work = Work {
         bytes,

@@ -208,7 +208,6 @@ pub(super) struct Maker<'a> {
     /// How far the chunk has come, in levels and in values.
     level: usize,
     value: usize,
-    dictionary: Option<Values>,
     /// The place of each value in the dictionary.
     places: HashMap<Box<[u8]>, u32, ahash::RandomState>,
     /// The chunk a template is at.
@@ -232,7 +231,6 @@ impl<'a> Maker<'a> {
             leaf: 0,
             level: 0,
             value: 0,
-            dictionary: None,
             places: HashMap::with_hasher(crate::matching::hasher()),
             chunk: None,
         }
@@ -270,7 +268,6 @@ impl<'a> Maker<'a> {
             return Err(damaged());
         }
         (self.leaf, self.level, self.value) = (leaf, 0, 0);
-        self.dictionary = None;
         self.places.clear();
         self.chunks.push(Chunk {
             group: self.groups.len() - 1,
@@ -411,7 +408,6 @@ impl<'a> Maker<'a> {
                 let place = u32::try_from(at).map_err(|_| damaged())?;
                 self.places.entry(values.get(at).into()).or_insert(place);
             }
-            self.dictionary = Some(values);
             return Ok(());
         }
         chunk.data.get_or_insert(start);

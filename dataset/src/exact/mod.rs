@@ -12,26 +12,106 @@ mod thrift;
 
 use std::io::{Read as _, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use sparse_delta::Blob;
 
 use self::make::Maker;
 pub(crate) use self::make::Supply;
 use crate::DatasetError;
-use crate::input::{Format, open_file};
+use crate::compress::Restore;
+use crate::input::{Dataset, Format, Rows, open_file};
+use crate::manifest::{Restores, SplitEntry};
+use crate::output::hash_of;
 
 /// A recipe unpacked is never larger.
 const MOST: u64 = 256 << 20;
 const LEVEL: i32 = 19;
 
-/// Recipes of files, packed, and how many bytes they are; or why there are none.
-pub(crate) type Recipes = Result<(Vec<u8>, u64), String>;
+/// Files of a split that are larger than this together come back row for row unless more is asked for: it takes time to find
+/// out how they were written, and to write them so.
+const LARGE: u64 = 16 << 20;
+/// What the bytes of a file may cost where the rows cost next to nothing; a quarter of that for each more.
+const LITTLE: u64 = 3 << 9;
 
-/// The recipes of the Parquet files of a split, one after another, packed. `most` is how many bytes they may take.
-pub(crate) fn recipes(
+/// On which terms files come back byte for byte.
+pub(crate) struct Offer {
+    pub(crate) restore: Restore,
+    pub(crate) memory: u64,
+    /// What the rows cost.
+    pub(crate) coded: u64,
+}
+
+impl Offer {
+    /// Adds what it takes to make the Parquet files of a split again byte for byte, or says why that is not done.
+    pub(crate) fn make(
+        &self,
+        entry: &mut SplitEntry,
+        (dataset, rows): (&Dataset, &Arc<dyn Rows>),
+        schema: &SchemaRef,
+        payload: &mut Vec<u8>,
+    ) -> Result<(), DatasetError> {
+        let is_file = dataset.root().is_some() && rows.format() == Format::Parquet;
+        if self.restore == Restore::Rows || !is_file || entry.format != Format::Parquet {
+            return Ok(());
+        }
+        let bytes = rows.bytes();
+        let most = match self.restore {
+            Restore::Bytes => u64::MAX,
+            _ if entry.is_base() => return Ok(()),
+            _ if bytes > LARGE => {
+                entry.why = Some(format!(
+                    "it has more than {} MiB, of which that is not tried unasked (`restore`)",
+                    LARGE >> 20
+                ));
+                return Ok(());
+            }
+            _ => {
+                let more = (entry.files.len() as u64).saturating_sub(1) * LITTLE / 4;
+                (bytes / 32).min((LITTLE + more).max(self.coded / 16))
+            }
+        };
+        let files: Vec<PathBuf> = entry
+            .files
+            .iter()
+            .filter_map(|(name, _)| dataset.path_of(name))
+            .collect();
+        match recipes(&files, schema, most, self.memory)? {
+            Err(why) if self.restore == Restore::Bytes => Err(DatasetError::usage(format!(
+                "split {:?} cannot come back byte for byte: {why}; leave it at its rows (`restore`)",
+                entry.name
+            ))),
+            Err(why) => {
+                entry.why = Some(why);
+                Ok(())
+            }
+            Ok((recipes, raw)) => {
+                let hashes: Result<_, _> = files.iter().map(|path| hash_of(path)).collect();
+                entry.restores = Restores::Bytes(hashes?);
+                entry.recipes = Some(Blob {
+                    payload: 0,
+                    offset: payload.len() as u64,
+                    size: recipes.len() as u64,
+                    raw,
+                });
+                payload.extend_from_slice(&recipes);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Recipes of files, packed, and how many bytes they are; or why there are none.
+type Recipes = Result<(Vec<u8>, u64), String>;
+
+/// The recipes of the Parquet files of a split, one after another, packed. `most` is how many bytes they may take, `memory` what
+/// may be used to find them and, later, to make a file by them.
+fn recipes(
     files: &[PathBuf],
     schema: &SchemaRef,
     most: u64,
+    memory: u64,
 ) -> Result<Recipes, DatasetError> {
     let mut all = Vec::new();
     for path in files {
@@ -54,7 +134,7 @@ pub(crate) fn recipes(
             }
             Ok(found)
         };
-        match find::recipe(path, schema, &mut supply, most)? {
+        match find::recipe(path, schema, &mut supply, most, memory)? {
             Ok(recipe) => all.extend_from_slice(&recipe),
             Err(why) => return Ok(Err(why)),
         }

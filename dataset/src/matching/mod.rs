@@ -11,6 +11,7 @@ use std::collections::HashMap as StdMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use arrow::array::Array as _;
 use rayon::prelude::*;
 
 use crate::DatasetError;
@@ -68,15 +69,28 @@ struct Traits {
     unique: f64,
 }
 
-/// The base row of each row of the derivative, or [`NEW`].
+/// Where the rows of a derivative come from.
+#[derive(Debug, Default)]
+pub(crate) struct Matches {
+    /// The base row of each, or [`NEW`].
+    pub(crate) rows: Vec<u32>,
+    /// Rows of the derivative, in order, that are cheap to make from their base row and yet not that row edited: new ones, to
+    /// people.
+    pub(crate) unlike: Vec<u32>,
+}
+
+/// The base row of each row of the derivative.
 pub(crate) fn find(
     base: &Table,
     derivative: &Table,
     shared: &Shared,
-) -> Result<Vec<u32>, DatasetError> {
+) -> Result<Matches, DatasetError> {
     let count = shared.base.len();
     if count == 0 || base.rows == 0 || derivative.rows == 0 {
-        return Ok(vec![NEW; derivative.rows]);
+        return Ok(Matches {
+            rows: vec![NEW; derivative.rows],
+            unlike: Vec::new(),
+        });
     }
     let hasher = hasher();
     let samples: Vec<HashMap<u64, AtomicU32>> = shared
@@ -113,28 +127,66 @@ pub(crate) fn find(
         .filter(|&c| traits[c].overlap >= 0.5 && traits[c].unique >= 0.98)
         .collect();
     keys.sort_by(|&a, &b| traits[b].unique.total_cmp(&traits[a].unique));
-    for column in keys {
-        by_key(
-            &shared.base[column],
-            &shared.derivative[column],
-            &hasher,
-            &mut found,
-            &mut used,
-        );
+    // Rows that no value identifies, but which have a key's null in common with one of the base.
+    let mut by_null = vec![false; found.len()];
+    for &column in &keys {
+        let (from, to) = (&shared.base[column], &shared.derivative[column]);
+        for row in by_key(from, to, &hasher, &mut found, &mut used) {
+            let (array, at) = to.array(row as usize);
+            by_null[row as usize] = array.is_null(at);
+        }
+    }
+    let open: Vec<u32> = (0..found.len())
+        .filter(|&row| found[row] == NEW || by_null[row])
+        .map(narrow)
+        .collect();
+    if open.is_empty() {
+        return Ok(Matches {
+            rows: found,
+            unlike: Vec::new(),
+        });
     }
     between_neighbours(shared, &mut found, &mut used);
-    similar::join(shared, &mut found, &used)?;
-    Ok(found)
+    let text = similar::main_text(shared, found.len());
+    if let Some(text) = text {
+        similar::join(
+            (&shared.base[text], &shared.derivative[text]),
+            &mut found,
+            &used,
+        );
+    }
+    // What is left by now has values of its own where rows have names.
+    let is_named = keys
+        .iter()
+        .any(|&key| Some(key) != text && names_rows(&shared.derivative[key], derivative.rows));
+    // A text that many rows have, such as one that is asked about, does not make two rows the same one.
+    let own_text = text.filter(|text| !is_named || keys.contains(text));
+    let unlike = similar::unlike(shared, own_text, &found, &open, is_named);
+    Ok(Matches {
+        rows: found,
+        unlike,
+    })
 }
 
-/// Rows that are equal in one column which identifies rows.
+/// Whether a column whose values are all different is there to tell rows apart: whole numbers, or short texts of one word.
+fn names_rows(column: &Column, rows: usize) -> bool {
+    const LONGEST: usize = 64;
+    column.ty.is_integer()
+        || sampled(rows, 64).all(|row| {
+            column.text(row).is_some_and(|text| {
+                text.len() <= LONGEST && !text.iter().any(u8::is_ascii_whitespace)
+            })
+        })
+}
+
+/// Rows that are equal in one column which identifies rows; those of the derivative that were matched.
 fn by_key(
     base: &Column,
     derivative: &Column,
     hasher: &ahash::RandomState,
     found: &mut [u32],
     used: &mut [bool],
-) {
+) -> Vec<u32> {
     let mut scratch = Vec::new();
     let mut open: HashMap<u64, Vec<u32>> = HashMap::default();
     for (row, _) in found.iter().enumerate().filter(|(_, at)| **at == NEW) {
@@ -142,7 +194,7 @@ fn by_key(
         open.entry(hash).or_default().push(narrow(row));
     }
     if open.is_empty() {
-        return;
+        return Vec::new();
     }
     let hits: Vec<(u32, u64)> = (0..used.len())
         .into_par_iter()
@@ -169,14 +221,17 @@ fn by_key(
             *place = row;
         }
     }
+    let mut matched = Vec::new();
     for (hash, rows) in open {
         if let Some(&at) = best.get(&hash) {
             for row in rows {
                 found[row as usize] = at;
                 used[at as usize] = true;
+                matched.push(row);
             }
         }
     }
+    matched
 }
 
 /// Rows between two that came from rows with as many others between them: the same ones, if they resemble each other.

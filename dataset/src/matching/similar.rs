@@ -3,8 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::{HashMap, NEW, Shared, narrow, sampled};
-use crate::DatasetError;
+use super::{HashMap, NEW, Shared, likeness, narrow, sampled};
 use crate::table::Column;
 
 /// Shingles kept of a row.
@@ -24,18 +23,14 @@ const SKETCHED_ROWS: usize = 1 << 18;
 const LONGEST: usize = 1 << 16;
 
 /// Gives rows that are new so far the base row whose text they share most of.
-pub(super) fn join(shared: &Shared, found: &mut [u32], used: &[bool]) -> Result<(), DatasetError> {
+pub(super) fn join((base, derivative): (&Column, &Column), found: &mut [u32], used: &[bool]) {
     let open: Vec<u32> = (0..found.len())
         .filter(|&row| found[row] == NEW)
         .map(narrow)
         .collect();
-    let Some(column) = main_text(shared, found.len()) else {
-        return Ok(());
-    };
     if open.is_empty() {
-        return Ok(());
+        return;
     }
-    let (base, derivative) = (&shared.base[column], &shared.derivative[column]);
     let sketches: Vec<Vec<u64>> = open
         .par_iter()
         .map(|&row| bottom(derivative.text(row as usize)))
@@ -105,11 +100,67 @@ pub(super) fn join(shared: &Shared, found: &mut [u32], used: &[bool]) -> Result<
     for (row, at) in open.into_iter().zip(best) {
         found[row as usize] = at;
     }
-    Ok(())
+}
+
+/// Which of the rows that neither their values nor a key have matched are not what an edit makes of their base row. Texts are
+/// compared by the shingles that are not those of many rows: what all rows say, such as an instruction, makes no two alike.
+pub(super) fn unlike(
+    shared: &Shared,
+    text: Option<usize>,
+    found: &[u32],
+    open: &[u32],
+    is_named: bool,
+) -> Vec<u32> {
+    /// Rows looked at to know what many say.
+    const LOOKED: usize = 1000;
+    let matched: Vec<u32> = open
+        .iter()
+        .copied()
+        .filter(|&row| found[row as usize] != NEW)
+        .collect();
+    let Some(column) = text.filter(|_| !matched.is_empty()) else {
+        return if is_named { matched } else { Vec::new() };
+    };
+    let (base, derivative) = (&shared.base[column], &shared.derivative[column]);
+    let mut counts: HashMap<u64, usize> = HashMap::default();
+    let looked = base.rows().min(LOOKED);
+    for row in sampled(base.rows(), LOOKED) {
+        for shingle in shingles(base.text(row)) {
+            *counts.entry(shingle).or_default() += 1;
+        }
+    }
+    counts.retain(|_, count| *count >= 3.max(looked / 100));
+    // Its own shingles, and whether these are most of them.
+    let own = |text: Option<&[u8]>| {
+        let mut all = shingles(text);
+        let before = all.len();
+        all.retain(|shingle| !counts.contains_key(shingle));
+        let is_most = all.len() * 4 >= before * 3;
+        (all, is_most)
+    };
+    matched
+        .into_par_iter()
+        .filter(|&row| {
+            let (from, to) = (found[row as usize] as usize, row as usize);
+            let ((a, _), (b, is_most_own)) = (own(base.text(from)), own(derivative.text(to)));
+            let same = shared_by(&a, &b);
+            let (least, most) = (a.len().min(b.len()), a.len().max(b.len()));
+            let is_alike = match is_named {
+                // A row of another name is the same one only if it says nearly the same.
+                true if most > 0 => same * 4 >= most * 3,
+                true => likeness(shared, from, to) >= 0.8,
+                false => {
+                    (least > 0 && same * 2 >= least && same * 4 >= most)
+                        || (is_most_own && likeness(shared, from, to) >= 0.5)
+                }
+            };
+            !is_alike
+        })
+        .collect()
 }
 
 /// The shared column with the most text.
-fn main_text(shared: &Shared, rows: usize) -> Option<usize> {
+pub(super) fn main_text(shared: &Shared, rows: usize) -> Option<usize> {
     (0..shared.derivative.len())
         .map(|c| (text_of(&shared.derivative[c], rows), c))
         .filter(|(bytes, _)| *bytes >= 16 * rows.min(1000))
@@ -170,6 +221,11 @@ fn bottom(text: Option<&[u8]>) -> Vec<u64> {
 
 /// The share of the shingles of both that both have, of the smaller.
 fn common(a: &[u64], b: &[u64]) -> f64 {
+    shared_by(a, b) as f64 / a.len().min(b.len()).max(1) as f64
+}
+
+/// How many shingles both have.
+fn shared_by(a: &[u64], b: &[u64]) -> usize {
     let (mut at, mut same) = (0, 0_usize);
     for shingle in a {
         while at < b.len() && b[at] < *shingle {
@@ -177,5 +233,5 @@ fn common(a: &[u64], b: &[u64]) -> f64 {
         }
         same += usize::from(b.get(at) == Some(shingle));
     }
-    same as f64 / a.len().min(b.len()).max(1) as f64
+    same
 }
