@@ -158,13 +158,7 @@ impl<'a> Rebuild<'a> {
                 _ => None,
             }
         };
-        let all = || {
-            plan.header
-                .entries
-                .iter()
-                .enumerate()
-                .try_for_each(|e| same(e))
-        };
+        let all = || plan.header.entries.iter().enumerate().try_for_each(same);
         (alike && all().is_some()).then(|| base.path())
     }
 
