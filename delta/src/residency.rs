@@ -29,7 +29,7 @@ static WATCHES: AtomicUsize = AtomicUsize::new(0);
 static OTHERS: AtomicU64 = AtomicU64::new(0);
 
 /// Releases the pages of what is watched, where they are too many. Called by who reads, between two pieces; looks at most once
-/// in [`LOOK`], whoever asks.
+/// in half a millisecond, whoever asks.
 pub fn relieve() {
     if WATCHES.load(Ordering::Relaxed) == 0 || !is_due() || !is_above(LIMIT) {
         return;
