@@ -254,4 +254,47 @@ mod tests {
             let _ = decode_buffer(&noise, None);
         }
     }
+
+    /// An embedding of which an eighth of the rows was trained on: what every row costs is near the entropy of its own changes.
+    #[test]
+    fn rows_of_many_changes_and_of_next_to_none() {
+        const ROWS: u64 = 2048;
+        const COLUMNS: u64 = 384;
+        let mut state = 1_u64;
+        let mut below = |n: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 20) % n
+        };
+        let (mut base, mut target) = (Vec::new(), Vec::new());
+        for at in 0..ROWS * COLUMNS {
+            // Two exponents, random mantissas.
+            let word = 0x3c00_u16 + u16::try_from(below(256)).unwrap();
+            let step = match at / COLUMNS % 8 {
+                0 => i16::try_from(below(9)).unwrap() - 4,
+                _ => i16::from(below(100) == 0),
+            };
+            base.extend(word.to_le_bytes());
+            target.extend(word.wrapping_add_signed(step).to_le_bytes());
+        }
+        let shape = [ROWS, COLUMNS];
+        let view = |data| TensorView {
+            dtype: Some(DType::BF16),
+            shape: &shape,
+            data,
+        };
+        let options = EncodeOptions::default();
+        let delta = encode_buffer(view(&target), Some(view(&base)), &options).unwrap();
+        let found = decode_buffer(&delta, Some(view(&base))).unwrap();
+        assert_eq!(found.data, target);
+        let few = -(0.01_f64 * 0.01_f64.log2() + 0.99 * 0.99_f64.log2());
+        let bits = (9.0_f64.log2() + 7.0 * few) / 8.0;
+        let least = (ROWS * COLUMNS) as f64 * bits / 8.0;
+        assert!(
+            (delta.len() as f64) < 1.25 * least,
+            "{} bytes, {least} of entropy",
+            delta.len()
+        );
+    }
 }

@@ -216,9 +216,11 @@ impl<'a> Analysis<'a> {
                 .flat_map(|row| std::iter::once(row).chain(others.next()))
                 .collect();
         }
-        let rows = found;
+        if effort != Effort::Max && rows::are_mixed(found.iter().map(Row::changes)) {
+            found.iter_mut().for_each(Row::set_apart);
+        }
         Ok(Sample {
-            rows,
+            rows: found,
             layers: self.layers(),
             weight: u32::try_from(step).unwrap_or(u32::MAX),
         })
@@ -234,10 +236,45 @@ impl<'a> Analysis<'a> {
         let rows = self.geometry.rows();
         // Rows in groups of about a block, so that there is work for every core.
         let group = (BLOCK / self.geometry.row.max(1)).max(1);
-        // At max every token is counted. Else rows of many changes are only measured.
+        // At max every token is counted. Else rows are only measured, where that tells them apart.
         let counted = effort == Effort::Max;
         let glanced =
             !counted && !self.predictor.is_layered() && matches!(self.geometry.width, 2 | 4);
+        let told = |g: usize| {
+            let end = self
+                .geometry
+                .common
+                .min((g + 1) * group * self.geometry.row);
+            let start = g * group * self.geometry.row;
+            seen(start * self.geometry.width..end * self.geometry.width);
+        };
+        let mut mixed = false;
+        let numbers = |g: usize| g * group..rows.min((g + 1) * group);
+        if glanced {
+            let glances = (0..rows.div_ceil(group))
+                .into_par_iter()
+                .map(|g| {
+                    let glances = numbers(g)
+                        .map(|number| self.glance(number))
+                        .collect::<Result<Vec<_>, CodecError>>()?;
+                    told(g);
+                    Ok(glances)
+                })
+                .collect::<Result<Vec<_>, CodecError>>()?;
+            mixed = rows::are_mixed(glances.iter().flatten().map(Glance::changes));
+            if !mixed {
+                let mut scales = Vec::with_capacity(rows);
+                glances.iter().for_each(|g| rows::settle(g, &mut scales));
+                let changed = glances.iter().flatten().map(|g| g.changed).sum();
+                return Ok((
+                    scales,
+                    Changes {
+                        histogram: None,
+                        changed,
+                    },
+                ));
+            }
+        }
         let sum = Mutex::new(None::<Histogram>);
         let parts = (0..rows.div_ceil(group))
             .into_par_iter()
@@ -248,17 +285,11 @@ impl<'a> Analysis<'a> {
                 let mut histogram = counted.then(|| Histogram::new(self.layers()));
                 let mut scales = Vec::with_capacity(group.min(rows));
                 let mut changed = 0;
-                let numbers = g * group..rows.min((g + 1) * group);
-                if glanced {
-                    let glances = numbers
-                        .clone()
-                        .map(|number| self.glance(number))
-                        .collect::<Result<Vec<_>, CodecError>>()?;
-                    changed = glances.iter().map(|g| g.changed).sum();
-                    rows::settle(&glances, &mut scales);
-                }
-                for number in numbers.skip(scales.len()) {
+                for number in numbers(g) {
                     self.fill(number, &mut row, &mut counter)?;
+                    if mixed {
+                        row.set_apart();
+                    }
                     changed += row.changed;
                     let scale = row.choose(lengths, &model);
                     let _infallible = model.code(&mut Learner, scale);
@@ -267,13 +298,7 @@ impl<'a> Analysis<'a> {
                     }
                     scales.push(scale);
                 }
-                let end = self
-                    .geometry
-                    .common
-                    .min((g + 1) * group * self.geometry.row);
-                seen(
-                    g * group * self.geometry.row * self.geometry.width..end * self.geometry.width,
-                );
+                told(g);
                 // Summed at once, for a large tensor has thousands of groups.
                 if let Some(more) = histogram {
                     let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);

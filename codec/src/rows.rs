@@ -1,5 +1,7 @@
 //! What the encoder finds out about each row: how its exponents and changes are distributed, and the scale that makes it smallest.
 
+use std::collections::HashMap;
+
 use crate::{
     Effort,
     context::Exponent,
@@ -37,8 +39,12 @@ pub(crate) struct Row {
     weight: u32,
     /// Words of a row in which changes are not rare, whose mean says enough; 0 where the scale is to be searched.
     dense: usize,
-    /// The scale by the mean update.
+    /// The scale by the mean update: in a row of few changes that of the changed words.
     pub(crate) mean: i16,
+    /// The scale by the mean update of all words.
+    apart: i16,
+    /// Words.
+    words: usize,
     /// Changed words.
     pub(crate) changed: usize,
 }
@@ -142,11 +148,12 @@ impl Row {
         self.weight = 1;
         self.dense = 0;
         self.changed = 0;
-        self.mean = UNCHANGED;
+        (self.mean, self.apart) = (UNCHANGED, UNCHANGED);
+        self.words = target.len() / W;
         if target == prediction {
             return false;
         }
-        let words = target.len() / W;
+        let words = self.words;
         // An update larger than the weight itself says little in units of its last place.
         let cap = if float { 1u64 << mantissa } else { 1 << 40 };
         let Counter {
@@ -264,8 +271,10 @@ impl Row {
             .sum();
         // Where few words changed, those that did say how large updates are.
         let among = if rare && *by_mean { changes } else { words };
-        let mean = scales::quantise(mean * weight / among.max(1) as f64);
-        self.mean = mean.saturating_add(512 * 4);
+        let scale = |among: usize| {
+            scales::quantise(mean * weight / among.max(1) as f64).saturating_add(512 * 4)
+        };
+        (self.mean, self.apart) = (scale(among), scale(words));
         let step = all.len().div_ceil(CHANGES).max(1);
         self.weight = rounded(step as f64 * weight).max(1);
         let some = all.iter().step_by(step).copied();
@@ -275,6 +284,16 @@ impl Row {
             self.sort(some, starts);
         }
         true
+    }
+
+    /// Takes the mean of all words for the scale to begin with, as suits a tensor whose rows [`are_mixed`].
+    pub(crate) fn set_apart(&mut self) {
+        self.mean = self.apart;
+    }
+
+    /// Words, how many changed, and the scales by the one mean and the other.
+    pub(crate) fn changes(&self) -> (usize, usize, [i16; 2]) {
+        (self.words, self.changed, [self.mean, self.apart])
     }
 
     /// Whether the scale is that of the mean, whatever tables there are.
@@ -467,6 +486,52 @@ impl Glance {
             mean: f64::from(sum) / among.max(1) as f64,
         }
     }
+
+    /// As [`Row::changes`].
+    pub(crate) fn changes(&self) -> (usize, usize, [i16; 2]) {
+        let share = if is_rare(self.changed, self.words) {
+            self.changed as f64 / self.words as f64
+        } else {
+            1.0
+        };
+        let scales = [scale_of(self.mean), scale_of(self.mean * share)];
+        (self.words, self.changed, scales)
+    }
+}
+
+/// Whether rows of many changes, of few and of next to none are in one tensor, as in an embedding whose tokens were not all trained
+/// on: a row of few changes then is not like those before, and its scale must be searched. Told by what it would cost to say which
+/// words changed, with rows of the same scale taken together: by the mean of the changed words, and by that of all. Of each row:
+/// words, changed ones, the two scales.
+pub(crate) fn are_mixed(rows: impl Iterator<Item = (usize, usize, [i16; 2])>) -> bool {
+    /// Bits that the other scales may take more, for each row of few changes.
+    const SCALE: f64 = 2.0;
+    /// Words of a row by octaves below its largest, about.
+    const SHARES: [f64; 3] = [0.5, 0.3, 0.2];
+    let mut by = [(); 2].map(|()| HashMap::<i16, (f64, f64)>::new());
+    let mut rare = 0.0;
+    for (words, changed, scales) in rows.filter(|(_, changed, _)| *changed > 0) {
+        rare += f64::from(u8::from(is_rare(changed, words)));
+        let (words, changed) = (words as f64, changed as f64);
+        for (by, scale) in by.iter_mut().zip(scales) {
+            // Contexts are told by exponents too: smaller weights of the row are where larger ones of another are.
+            for (octave, share) in (0_i16..).zip(SHARES) {
+                let sum = by.entry(scale.saturating_add(4 * octave)).or_default();
+                *sum = (sum.0 + words * share, sum.1 + changed * share);
+            }
+        }
+    }
+    let [settled, apart] = by.map(|by| {
+        let bits = |(words, changed): &(f64, f64)| {
+            let part = |n: f64| if n > 0.0 { n * (words / n).log2() } else { 0.0 };
+            part(*changed) + part(words - changed)
+        };
+        // In an order that is the same on every machine: sums of floats depend on it.
+        let mut all: Vec<_> = by.iter().collect();
+        all.sort_unstable_by_key(|(scale, _)| **scale);
+        all.into_iter().map(|(_, sum)| bits(sum)).sum::<f64>()
+    });
+    settled > 1.1 * apart + SCALE * rare
 }
 
 /// Changes that what rows before had weighs as much as, in a row of few changes.
