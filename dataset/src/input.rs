@@ -13,7 +13,7 @@ use arrow::json::ReaderBuilder as JsonReader;
 use arrow::json::reader::infer_json_schema;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::{Deserialize, Serialize};
-use sparse_delta::DeltaError;
+use sparse_delta::{DeltaError, support};
 use sparse_store::{Location, OpenOptions};
 
 use crate::DatasetError;
@@ -411,8 +411,29 @@ impl Files {
     }
 }
 
+/// What `read` finds in a file. The libraries that read files panic on some damaged ones rather than say so.
+pub(crate) fn guarded<T>(
+    path: &Path,
+    read: impl FnOnce() -> Result<T, DatasetError>,
+) -> Result<T, DatasetError> {
+    support::guarded(|| Ok(read())).unwrap_or_else(|_| {
+        Err(DatasetError::data(
+            path.display().to_string(),
+            "it is damaged, or written in a way that cannot be read here",
+        ))
+    })
+}
+
 /// The schema and the batches of one file.
 pub(crate) fn open_file(path: &Path, format: Format) -> Result<(SchemaRef, Batches), DatasetError> {
+    let (schema, mut batches) = guarded(path, || open(path, format))?;
+    let path = path.to_owned();
+    let batches =
+        std::iter::from_fn(move || guarded(&path, || batches.next().transpose()).transpose());
+    Ok((schema, Box::new(batches)))
+}
+
+fn open(path: &Path, format: Format) -> Result<(SchemaRef, Batches), DatasetError> {
     let file = File::open(path).during("open", path)?;
     let name = path.display().to_string();
     let bad = |problem: String| DatasetError::data(name.clone(), problem);

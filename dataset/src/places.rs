@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::DatasetError;
 use crate::error::During as _;
+use crate::input::guarded;
 
 /// Keys of a schema's metadata that the Parquet files of a split have in one place only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,10 @@ impl MetadataPlaces {
 
     /// Those of a file. One without an Arrow schema has one list, which then goes for both.
     pub(crate) fn of(path: &Path) -> Result<Self, DatasetError> {
+        guarded(path, || Self::read(path))
+    }
+
+    fn read(path: &Path) -> Result<Self, DatasetError> {
         let file = File::open(path).during("open", path)?;
         let bad = |error| DatasetError::data(path.display().to_string(), error);
         let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(bad)?;

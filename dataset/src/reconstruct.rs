@@ -379,7 +379,8 @@ impl Job {
                     Ok(batches)
                 };
                 let found = output::make(file.as_deref(), |out| {
-                    exact::make(recipes, &mut in_recipes, &schema, &mut supply, out)
+                    let shown = Path::new(path);
+                    exact::make(recipes, &mut in_recipes, &schema, &mut supply, (shown, out))
                 })?;
                 if from != end {
                     return Err(DatasetError::damaged(

@@ -68,9 +68,11 @@ impl SplitPlan {
     /// Rows by what became of them, for people.
     pub(crate) fn row_counts(&self) -> RowCounts {
         RowCounts {
-            shared: self.kept.saturating_sub(self.edited + self.unlike),
+            shared: self
+                .kept
+                .saturating_sub(self.edited.saturating_add(self.unlike)),
             edited: self.edited,
-            new: self.new + self.unlike,
+            new: self.new.saturating_add(self.unlike),
             removed: self.removed,
         }
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use arrow::datatypes::SchemaRef;
 use parquet::basic::Compression;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use sparse_delta::DeltaError;
 use sparse_store::Map;
 
 use super::hybrid::leb;
@@ -50,7 +51,7 @@ impl Write for Same<'_> {
                 self.0 = rest;
                 Ok(bytes.len())
             }
-            None => Err(std::io::Error::other("it has other bytes")),
+            None => Err(std::io::ErrorKind::InvalidData.into()),
         }
     }
 
@@ -87,7 +88,7 @@ pub(super) fn recipe(
     let work = Work {
         bytes,
         metadata: &metadata,
-        maker: Maker::new(schema, &mut same),
+        maker: Maker::new(schema, path, &mut same),
         writer: Writer {
             recipe: Vec::new(),
             stored: 0,
@@ -108,8 +109,17 @@ enum Stop {
 }
 
 impl From<DatasetError> for Stop {
+    /// What cannot be made as the file has it is no failure: its rows can be had.
     fn from(error: DatasetError) -> Self {
-        Self::Error(error)
+        match error {
+            DatasetError::Damaged { .. } => odd(),
+            DatasetError::Artifact(DeltaError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::InvalidData =>
+            {
+                odd()
+            }
+            error => Self::Error(error),
+        }
     }
 }
 

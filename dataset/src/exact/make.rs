@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::path::Path;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -197,6 +198,8 @@ pub(crate) type Supply<'a> = dyn FnMut(usize) -> Result<Vec<RecordBatch>, Datase
 /// Makes files by recipes.
 pub(super) struct Maker<'a> {
     schema: &'a SchemaRef,
+    /// The file, for messages.
+    shown: &'a Path,
     out: &'a mut dyn Write,
     /// Bytes written.
     pub(super) at: u64,
@@ -204,6 +207,8 @@ pub(super) struct Maker<'a> {
     groups: Vec<Group>,
     chunks: Vec<Chunk>,
     rows: u64,
+    /// Bytes that parts of templates stood for.
+    made: u64,
     leaf: usize,
     /// How far the chunk has come, in levels and in values.
     level: usize,
@@ -219,15 +224,17 @@ fn damaged() -> DatasetError {
 }
 
 impl<'a> Maker<'a> {
-    pub(super) fn new(schema: &'a SchemaRef, out: &'a mut dyn Write) -> Self {
+    pub(super) fn new(schema: &'a SchemaRef, shown: &'a Path, out: &'a mut dyn Write) -> Self {
         Self {
             schema,
+            shown,
             out,
             at: 0,
             leaves: Vec::new(),
             groups: Vec::new(),
             chunks: Vec::new(),
             rows: 0,
+            made: 0,
             leaf: 0,
             level: 0,
             value: 0,
@@ -239,7 +246,7 @@ impl<'a> Maker<'a> {
     pub(super) fn put(&mut self, bytes: &[u8]) -> Result<(), DatasetError> {
         self.out
             .write_all(bytes)
-            .map_err(|error| DatasetError::io("write", "a Parquet file", error))?;
+            .map_err(|error| DatasetError::io("write", self.shown, error))?;
         self.at += bytes.len() as u64;
         Ok(())
     }
@@ -250,6 +257,10 @@ impl<'a> Maker<'a> {
         rows: usize,
         supply: &mut Supply<'_>,
     ) -> Result<(), DatasetError> {
+        // Groups, chunks and pages of nothing could go on for ever.
+        if rows == 0 && !self.groups.is_empty() {
+            return Err(damaged());
+        }
         // The leaves of the last group are not needed any more.
         self.leaves = Vec::new();
         self.leaves = leaves::leaves(self.schema, &supply(rows)?)?;
@@ -264,13 +275,18 @@ impl<'a> Maker<'a> {
 
     /// Begins a column chunk.
     pub(super) fn chunk(&mut self, leaf: usize) -> Result<(), DatasetError> {
-        if leaf >= self.leaves.len() || self.groups.is_empty() {
+        let group = self.groups.len();
+        let in_group = self.chunks.iter().rev();
+        let in_group = in_group
+            .take_while(|chunk| chunk.group + 1 == group)
+            .count();
+        if group == 0 || leaf >= self.leaves.len() || in_group >= self.leaves.len() {
             return Err(damaged());
         }
         (self.leaf, self.level, self.value) = (leaf, 0, 0);
         self.places.clear();
         self.chunks.push(Chunk {
-            group: self.groups.len() - 1,
+            group: group - 1,
             start: self.at,
             end: self.at,
             ..Chunk::default()
@@ -389,6 +405,14 @@ impl<'a> Maker<'a> {
         let raw = of_header + facts.number(Part::Raw).unwrap_or(0);
         let leaf = self.leaves.get(self.leaf).ok_or_else(damaged)?;
         let kind = leaf.kind;
+        let chunk = self.chunks.last().ok_or_else(damaged)?;
+        let is_one_more = match page.kind {
+            PageKind::Dictionary => chunk.end > chunk.start,
+            _ => page.count == 0 && chunk.data.is_some(),
+        };
+        if is_one_more {
+            return Err(damaged());
+        }
         let present = match page.kind {
             PageKind::Dictionary => 0,
             _ => self.present(page)?,
@@ -467,6 +491,10 @@ impl<'a> Maker<'a> {
         at: &mut usize,
         facts: Option<&Facts>,
     ) -> Result<(), DatasetError> {
+        let mut own = match facts {
+            Some(_) => Facts::default(),
+            None => self.facts_of_chunk(self.chunk),
+        };
         loop {
             let literal = take(bytes, at)?;
             self.put(literal)?;
@@ -475,17 +503,13 @@ impl<'a> Maker<'a> {
                 return Ok(());
             }
             let part = Part::from_code(code).ok_or_else(damaged)?;
-            let own;
-            let facts = match facts {
-                Some(facts) => facts,
-                None => {
-                    own = self.facts_of_chunk(self.chunk);
-                    &own
-                }
-            };
+            let facts = facts.unwrap_or(&own);
             let mut made = Vec::new();
             match part {
-                Part::NextChunk => self.chunk = Some(self.chunk.map_or(0, |at| at + 1)),
+                Part::NextChunk => {
+                    self.chunk = Some(self.chunk.map_or(0, |at| at + 1));
+                    own = self.facts_of_chunk(self.chunk);
+                }
                 Part::Base64 => {
                     let text = base64(take(bytes, at)?);
                     leb(text.len() as u64, &mut made);
@@ -502,6 +526,10 @@ impl<'a> Maker<'a> {
                     let number = i64::try_from(number).map_err(|_| damaged())?;
                     leb(zigzag(number), &mut made);
                 }
+            }
+            self.made += made.len() as u64;
+            if self.made > super::MOST {
+                return Err(damaged());
             }
             self.put(&made)?;
         }

@@ -11,7 +11,7 @@ mod snappy;
 mod thrift;
 
 use std::io::{Read as _, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -153,15 +153,15 @@ fn recipes(
     })
 }
 
-/// Makes a file by the recipe at `at`.
+/// Makes a file, which people know as `shown`, by the recipe at `at`.
 pub(crate) fn make(
     recipe: &[u8],
     at: &mut usize,
     schema: &SchemaRef,
     supply: &mut Supply<'_>,
-    out: &mut dyn Write,
+    (shown, out): (&Path, &mut dyn Write),
 ) -> Result<(), DatasetError> {
-    Maker::new(schema, out).run(recipe, at, supply)
+    Maker::new(schema, shown, out).run(recipe, at, supply)
 }
 
 /// The texts of a schema, which recipes quote.
@@ -236,4 +236,130 @@ pub(crate) fn unpack(packed: &[u8], length: u64, schema: &Schema) -> Result<Vec<
         return Err(damaged());
     }
     Ok(all)
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests {
+    use arrow::array::{Int64Array, ListArray, RecordBatch, StringArray};
+    use arrow::datatypes::Int32Type;
+    use parquet::arrow::ArrowWriter;
+    use parquet::basic::Compression;
+    use parquet::file::properties::WriterProperties;
+
+    use super::*;
+
+    fn rows() -> RecordBatch {
+        let words = (0..200).map(|row| (row % 7 > 0).then(|| format!("word {}", row % 13)));
+        let lists = (0..200).map(|row| (row % 5 > 0).then(|| vec![Some(row), None, Some(row / 2)]));
+        RecordBatch::try_from_iter([
+            ("id", Arc::new(Int64Array::from_iter_values(0..200)) as _),
+            ("word", Arc::new(words.collect::<StringArray>()) as _),
+            (
+                "list",
+                Arc::new(ListArray::from_iter_primitive::<Int32Type, _, _>(lists)) as _,
+            ),
+        ])
+        .unwrap()
+    }
+
+    /// A Parquet file of [`rows`] in two row groups, and its recipe.
+    fn file(folder: &std::path::Path, compression: Compression) -> (PathBuf, Vec<u8>) {
+        let path = folder.join("rows.parquet");
+        let properties = WriterProperties::builder()
+            .set_compression(compression)
+            .set_max_row_group_row_count(Some(120))
+            .build();
+        let file = std::fs::File::create(&path).unwrap();
+        let mut writer = ArrowWriter::try_new(file, rows().schema(), Some(properties)).unwrap();
+        writer.write(&rows()).unwrap();
+        writer.close().unwrap();
+        let (packed, length) = recipe(&path).unwrap().unwrap();
+        let recipe = unpack(&packed, length, &rows().schema()).unwrap();
+        (path, recipe)
+    }
+
+    fn recipe(path: &std::path::Path) -> Result<Recipes, DatasetError> {
+        recipes(&[path.to_owned()], &rows().schema(), u64::MAX, 1 << 30)
+    }
+
+    fn made(recipe: &[u8]) -> Result<Vec<u8>, DatasetError> {
+        let (all, mut from, mut out) = (rows(), 0, Vec::new());
+        let mut supply = |count: usize| {
+            let count = count.min(all.num_rows() - from);
+            from += count;
+            Ok(vec![all.slice(from - count, count)])
+        };
+        let to = (
+            std::path::Path::new("rows.parquet"),
+            &mut out as &mut dyn Write,
+        );
+        make(recipe, &mut 0, &all.schema(), &mut supply, to)?;
+        Ok(out)
+    }
+
+    /// Calls `each` with some bytes in which a few are other ones, or the end is missing.
+    fn damaged_many(bytes: &[u8], each: impl Fn(&[u8])) {
+        let mut state = 5_u64;
+        let mut below = |n: usize| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            usize::try_from(state >> 33).unwrap() % n
+        };
+        for round in 0..1500 {
+            let mut damaged = bytes.to_vec();
+            if round % 5 == 0 {
+                damaged.truncate(below(bytes.len()));
+            }
+            for _ in 0..=below(3) {
+                if !damaged.is_empty() {
+                    let at = below(damaged.len());
+                    damaged[at] =
+                        [0, 1, 127, 128, 255, u8::try_from(below(256)).unwrap()][below(6)];
+                }
+            }
+            each(&damaged);
+        }
+    }
+
+    #[test]
+    fn damaged_recipes_are_an_error_or_another_file() {
+        for compression in [Compression::SNAPPY, Compression::ZSTD(Default::default())] {
+            let folder = tempfile::tempdir().unwrap();
+            let (path, recipe) = file(folder.path(), compression);
+            assert_eq!(made(&recipe).unwrap(), std::fs::read(path).unwrap());
+            damaged_many(&recipe, |recipe| {
+                let _ = made(recipe);
+            });
+        }
+    }
+
+    /// Groups, chunks and pages of nothing would go on as long as the recipe, which packs well.
+    #[test]
+    fn recipes_do_not_repeat_what_costs_them_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, recipe) = file(folder.path(), Compression::SNAPPY);
+        let group = recipe
+            .iter()
+            .position(|&code| code == make::op::GROUP)
+            .unwrap();
+        for more in [vec![make::op::GROUP, 0], vec![make::op::CHUNK, 0].repeat(4)] {
+            let mut recipe = recipe.clone();
+            recipe.splice(group + 2..group + 2, more);
+            assert!(made(&recipe).is_err());
+        }
+    }
+
+    /// What a reader of Parquet may still read, and a writer made otherwise, comes back by its rows: that is no failure.
+    #[test]
+    fn damaged_files_have_no_recipe_or_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, _) = file(folder.path(), Compression::SNAPPY);
+        let whole = std::fs::read(&path).unwrap();
+        damaged_many(&whole, |bytes| {
+            std::fs::write(&path, bytes).unwrap();
+            let _ = recipe(&path);
+        });
+    }
 }

@@ -78,7 +78,7 @@ impl Walker<'_> {
             }
             field = match header >> 4 {
                 0 => self.integer()?,
-                delta => field + i64::from(delta),
+                delta => field.checked_add(i64::from(delta))?,
             };
             self.path.push(u64::try_from(field).ok()?);
             self.any(header & 15, false, visit)?;
