@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 
 pub use read::{RunRow, StageRow};
@@ -238,7 +238,7 @@ impl State {
             path: path.clone(),
             source,
         };
-        let connection = Connection::open(&path).map_err(sqlite)?;
+        let mut connection = Connection::open(&path).map_err(sqlite)?;
         connection
             .busy_timeout(Duration::from_secs(60))
             .map_err(sqlite)?;
@@ -258,18 +258,14 @@ impl State {
                 found,
             });
         }
-        connection
-            .execute_batch(include_str!("schema.sql"))
-            .map_err(sqlite)?;
-        if found == 1 {
-            // Version 1 gave a run its id when it began.
-            connection
-                .execute_batch("ALTER TABLE asked ADD COLUMN run TEXT NOT NULL DEFAULT ''")
+        if found < SCHEMA {
+            // Another process may do the same now.
+            let tx = connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
                 .map_err(sqlite)?;
+            upgrade(&tx).map_err(sqlite)?;
+            tx.commit().map_err(sqlite)?;
         }
-        connection
-            .pragma_update(None, "user_version", SCHEMA)
-            .map_err(sqlite)?;
         Ok(Self {
             dir,
             connection: Mutex::new(connection),
@@ -698,6 +694,17 @@ impl State {
     }
 }
 
+/// Makes the tables that are not there, and those of an earlier version what they are now.
+fn upgrade(c: &Connection) -> rusqlite::Result<()> {
+    let found: i64 = c.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    c.execute_batch(include_str!("schema.sql"))?;
+    if found == 1 {
+        // Version 1 gave a run its id when it began.
+        c.execute_batch("ALTER TABLE asked ADD COLUMN run TEXT NOT NULL DEFAULT ''")?;
+    }
+    c.pragma_update(None, "user_version", SCHEMA)
+}
+
 fn put_asked(
     c: &Connection,
     pipeline: &str,
@@ -736,4 +743,34 @@ fn put_done(
     c.prepare_cached("INSERT OR REPLACE INTO done (pipeline, stage, item, key, parts, result, ended_ms) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
         .execute(params![pipeline, stage, item, done.key, done.parts, done.result, now])
         .map(|_| ())
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_of_the_first_version_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(State::open(dir.path()).unwrap());
+        let old = Connection::open(dir.path().join("state.db")).unwrap();
+        old.execute_batch(
+            "ALTER TABLE asked DROP COLUMN run; PRAGMA user_version = 1;
+             INSERT INTO asked (pipeline, trigger) VALUES ('nightly', 'api');",
+        )
+        .unwrap();
+        drop(old);
+        let all: Vec<_> = std::thread::scope(|scope| {
+            let open = || State::open(dir.path()).unwrap();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        let waiting = all[0].asked("nightly").unwrap();
+        assert_eq!((waiting.len(), waiting[0].run.as_str()), (1, ""));
+        let asked = all[1].ask("nightly", "api").unwrap();
+        let (pipeline, known) = all[2].waiting(&asked.run).unwrap().unwrap();
+        assert_eq!((pipeline.as_str(), known.id), ("nightly", asked.id));
+        assert!(all[3].waiting("").unwrap().is_none());
+    }
 }
