@@ -16,6 +16,7 @@
 //! ```
 
 #[cfg(target_arch = "x86_64")]
+mod analysis;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -53,13 +54,14 @@ mod trainer;
 mod view;
 mod word;
 
+pub use analysis::Seen;
 pub use block::{BlockInfo, Method};
 pub use buffer::{DecodedTensor, decode_buffer, encode_buffer, encode_buffer_by};
 pub use cast::{cast, to_f32, to_f64};
 pub use coding::{BlockForm, Coding, CodingTables, Moved, StripCode, StripForm, UNCHANGED_ROW};
 pub use decoder::TensorDecoder;
 pub use dtype::DType;
-pub use encoder::{Seen, TensorEncoder};
+pub use encoder::TensorEncoder;
 pub use error::CodecError;
 pub use features::{Feature, features};
 pub use int8::{Distortion, Granularity, Int8, Scales, int8_dequantize};

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::{
     CodecError, Effort, EncodeOptions, SharedTables, TensorView,
-    encoder::Analysis,
+    analysis::Analysis,
     lowrank::{self, LowRank},
     rc::Learner,
     rows::Row,

@@ -12,8 +12,8 @@ use crate::error::During;
 use crate::identity::{BaseFiles, hash_file};
 use crate::manifest::CarriedEntry;
 use crate::payload::{PayloadReader, PayloadWriter};
+use crate::place::Place;
 use crate::progress::{Stop, Ticker};
-use crate::reconstruct::Place;
 
 /// Files up to this size are compressed in one go, with the base's file of the same path as prefix.
 const SMALL: u64 = 16 << 20;

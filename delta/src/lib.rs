@@ -28,6 +28,7 @@ mod options;
 mod paths;
 mod payload;
 mod pipeline;
+mod place;
 mod progress;
 mod rebuild;
 mod reconstruct;
@@ -40,6 +41,7 @@ mod tensor;
 mod tensors;
 mod unmerge;
 mod verify;
+mod wrong_base;
 
 pub use benchmark::{Benchmark, BenchmarkReport, Estimate, Measurement};
 pub use compress::{Compress, StagedDelta};

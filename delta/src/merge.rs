@@ -13,9 +13,9 @@ use crate::DeltaError;
 use crate::error::During;
 use crate::identity::hash_file;
 use crate::modules::Modules;
+use crate::place::Place;
 use crate::progress::{Stop, Ticker};
 use crate::rebuild::Target;
-use crate::reconstruct::Place;
 use crate::report::FileReport;
 
 /// Bytes of a weight that are merged at a time, about.

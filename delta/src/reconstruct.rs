@@ -1,6 +1,5 @@
 //! `Reconstruct`: base and delta in, the fine-tune's files out, byte for byte.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,17 +11,17 @@ use sparse_gpu::Choice;
 use sparse_store::{LockGuard, Model, OpenOptions, Replace, Staged};
 
 use crate::artifact::Artifact;
-use crate::error::During;
 use crate::identity::hash_file;
-use crate::manifest::{DeltaType, Fingerprints};
+use crate::manifest::DeltaType;
 use crate::merge::{MergeRule, Merging};
 use crate::paths::{self, Occupant, Output, root_of};
+use crate::place::{Place, Settling, enough_space, look_at_model};
 use crate::progress::{Stop, Ticker};
 use crate::rebuild::{Rebuild, Target};
 use crate::report::{FileReport, ReconstructMetrics, ReconstructOutcome, Status};
 use crate::residency::Residency;
-use crate::share::share;
-use crate::{CancelToken, DeltaError, Progress, carried, identity, pipeline};
+use crate::wrong_base::{explain, refuse_wrong_base};
+use crate::{CancelToken, DeltaError, Progress, carried, pipeline};
 
 /// Rebuilds a fine-tune from its base and its delta.
 ///
@@ -599,138 +598,6 @@ fn named_as(error: DeltaError, dir: &Path) -> DeltaError {
     }
 }
 
-/// What is at the output of a model that has these files; an error where it must stay.
-pub(crate) fn look_at_model<'f>(
-    files: impl Iterator<Item = &'f str>,
-    output: &Path,
-) -> Result<Occupant, DeltaError> {
-    let occupant = paths::occupant(output)?;
-    let refused = |why: String| {
-        Err(DeltaError::Refused {
-            path: output.into(),
-            why,
-        })
-    };
-    match occupant {
-        Occupant::File => refused("it is a file, and the model is a folder".into()),
-        Occupant::Dir => match paths::stranger(files, output)? {
-            Some(stranger) => refused(format!(
-                "it holds files that do not belong to the model ({stranger})"
-            )),
-            None => Ok(occupant),
-        },
-        _ => Ok(occupant),
-    }
-}
-
-/// A model that is made and not visible yet, and what is at its output.
-pub(crate) struct Settling<'s> {
-    pub(crate) files: &'s [FileReport],
-    pub(crate) output: &'s Path,
-    pub(crate) occupant: &'s Occupant,
-    /// Whether another model there may be replaced.
-    pub(crate) replace: bool,
-    /// What was made, for messages.
-    pub(crate) what: String,
-}
-
-impl Settling<'_> {
-    /// What becomes of the output, and what is still to be committed there.
-    pub(crate) fn settle(
-        self,
-        staged: Option<Staged>,
-        stop: &Stop,
-    ) -> Result<(Status, Option<Staged>), DeltaError> {
-        let Some(staged) = staged else {
-            return Ok((Status::DryRun, None));
-        };
-        if *self.occupant != Occupant::Dir {
-            return Ok((Status::Created, Some(staged)));
-        }
-        if same_files(self.files, self.output, stop)? {
-            return Ok((Status::Exists, None));
-        }
-        if self.replace {
-            return Ok((Status::Created, Some(staged)));
-        }
-        Err(DeltaError::Exists {
-            path: self.output.into(),
-            what: format!("it differs from {}", self.what),
-        })
-    }
-}
-
-/// Whether a folder holds files of these sizes and hashes.
-fn same_files(files: &[FileReport], output: &Path, stop: &Stop) -> Result<bool, DeltaError> {
-    for file in files {
-        let path = sparse_store::safe_join(output, &file.file)?;
-        let alike = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() == file.bytes);
-        if !alike || hash_file(&path, stop)? != file.sha256 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Where files are written, and what people call the place.
-pub(crate) struct Place<'p> {
-    pub(crate) root: &'p Path,
-    pub(crate) shown: &'p Path,
-    pub(crate) as_file: bool,
-    /// Below it, files of the base may get a second name.
-    pub(crate) link_from: Option<&'p Path>,
-}
-
-impl Place<'_> {
-    /// A file of the model to write to. None where there is nothing to write: no place, or one where the base's file of the same
-    /// content could be shared.
-    pub(crate) fn open(
-        place: Option<&Self>,
-        relative: &str,
-        size: u64,
-        same_as: Option<&Path>,
-    ) -> Result<Option<(File, PathBuf)>, DeltaError> {
-        match (place, same_as) {
-            (None, _) => Ok(None),
-            (Some(place), Some(from)) if place.share(relative, from)? => Ok(None),
-            (Some(place), _) => place.create(relative, size).map(Some),
-        }
-    }
-
-    fn share(&self, relative: &str, from: &Path) -> Result<bool, DeltaError> {
-        if self.as_file {
-            return Ok(false);
-        }
-        let (path, _) = self.path(relative)?;
-        Ok(share(from, &path, self.link_from))
-    }
-
-    /// Where a file is written, its folder made, and the path people know.
-    fn path(&self, relative: &str) -> Result<(PathBuf, PathBuf), DeltaError> {
-        let path = sparse_store::safe_join(self.root, relative)?;
-        let shown = self.shown.join(relative);
-        if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).during("create", shown.parent().unwrap_or(&shown))?;
-        }
-        Ok((path, shown))
-    }
-
-    pub(crate) fn create(&self, relative: &str, size: u64) -> Result<(File, PathBuf), DeltaError> {
-        if self.as_file {
-            let file = File::options()
-                .write(true)
-                .open(self.root)
-                .during("open", self.shown)?;
-            file.set_len(size).during("make room for", self.shown)?;
-            return Ok((file, self.shown.to_path_buf()));
-        }
-        let (path, shown) = self.path(relative)?;
-        let file = File::create_new(&path).during("create", &shown)?;
-        file.set_len(size).during("make room for", &shown)?;
-        Ok((file, shown))
-    }
-}
-
 /// A fine-tune that was one file becomes one where the output is called like one.
 fn is_file_output(artifact: &Artifact, output: &Path) -> bool {
     let manifest = &artifact.manifest;
@@ -739,68 +606,6 @@ fn is_file_output(artifact: &Artifact, output: &Path) -> bool {
         .is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
         && !output.is_dir();
     named && manifest.single_file && manifest.files.len() == 1 && manifest.carried.is_empty()
-}
-
-/// Refuses a base that is not the one the delta was made against: cheaply, and before any work.
-pub(crate) fn refuse_wrong_base(
-    artifact: &Artifact,
-    base: &Model,
-    pool: &ThreadPool,
-) -> Result<(), DeltaError> {
-    let manifest = &artifact.manifest;
-    refuse_other_base(&manifest.base, &manifest.base_model_id, base, pool)
-}
-
-/// Refuses a base of other fingerprints than an artifact names.
-pub(crate) fn refuse_other_base(
-    wanted: &Fingerprints,
-    wanted_id: &str,
-    base: &Model,
-    pool: &ThreadPool,
-) -> Result<(), DeltaError> {
-    let quick = pool.install(|| base.quick_fingerprint())?;
-    if quick == wanted.quick_fingerprint {
-        return Ok(());
-    }
-    let found = identity::fingerprint(base, pool)?;
-    Err(wrong_base(wanted, wanted_id, base, found))
-}
-
-fn wrong_base(wanted: &Fingerprints, wanted_id: &str, base: &Model, found: String) -> DeltaError {
-    DeltaError::WrongBase {
-        base: base.id().to_owned(),
-        base_id: wanted_id.to_owned(),
-        expected: wanted.fingerprint.clone(),
-        found,
-    }
-}
-
-/// What does not decode may be the base's fault: a base that passes for the right one by a glance, and is not.
-pub(crate) fn explain(
-    error: DeltaError,
-    artifact: &Artifact,
-    base: &Model,
-    pool: &ThreadPool,
-) -> DeltaError {
-    let manifest = &artifact.manifest;
-    blame_base(error, &manifest.base, &manifest.base_model_id, base, pool)
-}
-
-/// As [`explain`], for any kind of artifact.
-pub(crate) fn blame_base(
-    error: DeltaError,
-    wanted: &Fingerprints,
-    wanted_id: &str,
-    base: &Model,
-    pool: &ThreadPool,
-) -> DeltaError {
-    if !matches!(error, DeltaError::Corrupt { .. }) {
-        return error;
-    }
-    match identity::fingerprint(base, pool) {
-        Ok(found) if found != wanted.fingerprint => wrong_base(wanted, wanted_id, base, found),
-        _ => error,
-    }
 }
 
 /// Runs `each` for every file, several at once on machines with many cores (SHA-256 is serial within a file).
@@ -846,25 +651,6 @@ pub(crate) fn each_file(
         .into_inner()
         .unwrap_or_else(PoisonError::into_inner)
         .map_or(Ok(()), Err)
-}
-
-/// A full disk is better found out before the work than after it.
-pub(crate) fn enough_space(staged: &Path, shown: &Path, needed: u64) -> Result<(), DeltaError> {
-    // Where the file system does not say, the writes will.
-    let Ok(stat) = rustix::fs::statvfs(staged) else {
-        return Ok(());
-    };
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    // Compressing file systems may need less than the sizes say: only what is hopeless is refused here.
-    if stat.f_blocks == 0 || free >= needed {
-        return Ok(());
-    }
-    let message = format!("it needs {needed} bytes and {free} are free");
-    Err(DeltaError::io(
-        "write",
-        shown,
-        std::io::Error::new(std::io::ErrorKind::StorageFull, message),
-    ))
 }
 
 /// Whether the output holds exactly what the delta makes.

@@ -10,8 +10,8 @@ use sparse_store::Model;
 use crate::artifact::{self, Artifact};
 use crate::manifest::MANIFEST;
 use crate::rebuild::Rebuild;
-use crate::reconstruct::{refuse_other_base, refuse_wrong_base};
 use crate::svd::{Kept, SvdArtifact, SvdTensor};
+use crate::wrong_base::{refuse_other_base, refuse_wrong_base};
 use crate::{DeltaError, seal};
 
 /// An artifact whose tensors can be asked for.

@@ -12,9 +12,10 @@ use crate::manifest::{INDEX, MANIFEST, PayloadEntry};
 use crate::payload::PayloadReader;
 use crate::progress::{Stop, Ticker};
 use crate::rebuild::Rebuild;
-use crate::reconstruct::{each_file, explain, refuse_wrong_base};
+use crate::reconstruct::each_file;
 use crate::report::Check;
 use crate::residency::Residency;
+use crate::wrong_base::{explain, refuse_wrong_base};
 use crate::{CancelToken, DeltaError, Progress, carried, paths, pipeline, svd};
 
 /// Checks every hash of an artifact; with the base, every file it makes.

@@ -11,7 +11,9 @@ use super::{
     predict::{BFloat16, Factors, Float, Float16, Float32, Rounding},
     solve::{self, Intervals, Pair},
 };
-use crate::{CodecError, DType, Effort, TensorView, encoder::Analysis, predictor::Adjust, trainer};
+use crate::{
+    CodecError, DType, Effort, TensorView, analysis::Analysis, predictor::Adjust, trainer,
+};
 
 /// Shorter sides than this are not worth factors.
 const LEAST_SIDE: usize = 24;

@@ -18,9 +18,9 @@ use std::sync::Arc;
 
 use crate::{
     DType, Effort, EncodeOptions, TensorView,
+    analysis::Analysis,
     bits::{put_varint, take_byte, take_bytes, take_size},
     buffer::{decode_matrix, encode_buffer},
-    encoder::Analysis,
     error::{CodecError, corrupt},
     rc::{Decoder, Encoder},
 };

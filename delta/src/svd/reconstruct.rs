@@ -15,14 +15,13 @@ use crate::error::During;
 use crate::identity::hash_file;
 use crate::manifest::MANIFEST;
 use crate::paths::{self, Output, root_of};
+use crate::place::{Place, Settling, enough_space, look_at_model};
 use crate::progress::{Stop, Ticker};
 use crate::rebuild::Target;
-use crate::reconstruct::{
-    Place, Settling, blame_base, enough_space, look_at_model, refuse_other_base,
-};
 use crate::report::FileReport;
 use crate::residency::Residency;
 use crate::tensor::header_prefix;
+use crate::wrong_base::{blame_base, refuse_other_base};
 use crate::{CancelToken, DeltaError, Progress, Status, blobs, carried, pipeline};
 
 /// Makes the approximate model of a base and an approximation: every tensor the same bits on every machine, by its hash.

@@ -10,9 +10,9 @@ use super::artifact::SvdArtifact;
 use super::reconstruct::{Rebuild, headers};
 use crate::manifest::MANIFEST;
 use crate::progress::{Stop, Ticker};
-use crate::reconstruct::{blame_base, refuse_other_base};
 use crate::report::Check;
 use crate::residency::Residency;
+use crate::wrong_base::{blame_base, refuse_other_base};
 use crate::{DeltaError, Progress, carried, pipeline, verify};
 
 /// One row per thing checked, as [`crate::Verify`] gives them.
