@@ -344,7 +344,7 @@ mod tests {
             .iter()
             .position(|&code| code == make::op::GROUP)
             .unwrap();
-        for more in [vec![make::op::GROUP, 0], vec![make::op::CHUNK, 0].repeat(4)] {
+        for more in [vec![make::op::GROUP, 0], [make::op::CHUNK, 0].repeat(4)] {
             let mut recipe = recipe.clone();
             recipe.splice(group + 2..group + 2, more);
             assert!(made(&recipe).is_err());
