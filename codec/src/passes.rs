@@ -253,6 +253,14 @@ fn fill_from<const W: usize>(
 
 /// Appends the tables that are not cold to `coded`, and for each group of words a mask of them.
 pub(crate) fn pack(tables: &[u8], coded: &mut Vec<u8>, masks: &mut Vec<u32>) {
+    #[cfg(target_arch = "x86_64")]
+    let tables = if crate::avx512::available() {
+        // SAFETY: the CPU has AVX-512.
+        let done = unsafe { crate::avx512::pack(tables, coded, masks) };
+        &tables[done..]
+    } else {
+        tables
+    };
     let whole = tables.len() / GROUP * GROUP;
     let (groups, rest) = tables.split_at(whole);
     #[cfg(target_arch = "x86_64")]
@@ -396,8 +404,14 @@ pub(crate) fn select(tokens: &[u8], masks: &[u32], coded: &mut Vec<u8>) {
     let (masks, last) = masks.split_at(whole.min(masks.len()));
     #[cfg(target_arch = "x86_64")]
     if crate::avx2::available() {
-        // SAFETY: the CPU has AVX2, POPCNT and BMI1.
-        unsafe { crate::avx2::select(groups, masks, coded) };
+        // SAFETY: the CPU has AVX-512, or AVX2, POPCNT and BMI1.
+        unsafe {
+            if crate::avx512::available() {
+                crate::avx512::select(groups, masks, coded);
+            } else {
+                crate::avx2::select(groups, masks, coded);
+            }
+        }
         return select_portably(rest, last, coded);
     }
     select_portably(groups, masks, coded);
@@ -587,6 +601,11 @@ mod tests {
         select(&t, masks, &mut some);
         select_portably(&t, masks, &mut some2);
         assert_eq!(some, some2);
+        let (mut tables, mut kept) = (vec![1], vec![7]);
+        let (mut tables2, mut kept2) = (vec![1], vec![7]);
+        pack(&t, &mut tables, &mut kept);
+        pack_portably(&t, &mut tables2, &mut kept2);
+        assert_eq!((tables, kept), (tables2, kept2));
     }
 
     #[test]

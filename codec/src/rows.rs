@@ -1,7 +1,5 @@
 //! What the encoder finds out about each row: how its exponents and changes are distributed, and the scale that makes it smallest.
 
-use std::collections::HashMap;
-
 use crate::{
     Effort,
     context::Exponent,
@@ -508,30 +506,35 @@ pub(crate) fn are_mixed(rows: impl Iterator<Item = (usize, usize, [i16; 2])>) ->
     const SCALE: f64 = 2.0;
     /// Words of a row by octaves below its largest, about.
     const SHARES: [f64; 3] = [0.5, 0.3, 0.2];
-    let mut by = [(); 2].map(|()| HashMap::<i16, (f64, f64)>::new());
-    let mut rare = 0.0;
-    for (words, changed, scales) in rows.filter(|(_, changed, _)| *changed > 0) {
-        rare += f64::from(u8::from(is_rare(changed, words)));
-        let (words, changed) = (words as f64, changed as f64);
-        for (by, scale) in by.iter_mut().zip(scales) {
+    let rows: Vec<_> = rows.filter(|(_, changed, _)| *changed > 0).collect();
+    let rare = rows
+        .iter()
+        .filter(|(words, changed, _)| is_rare(*changed, *words));
+    let rare = rare.count();
+    if rare == 0 {
+        // The two scales of every row are one.
+        return false;
+    }
+    let [settled, apart] = [0, 1].map(|which| {
+        let scales = rows.iter().map(|(.., scales)| scales[which]);
+        let (first, last) = scales.fold((i16::MAX, i16::MIN), |(a, b), s| (a.min(s), b.max(s)));
+        let octaves = 4 * SHARES.len();
+        let mut sums = vec![(0.0, 0.0); usize::from(last.abs_diff(first)) + octaves];
+        for (words, changed, scales) in &rows {
+            let (words, changed) = (*words as f64, *changed as f64);
+            let at = usize::from(scales[which].abs_diff(first));
             // Contexts are told by exponents too: smaller weights of the row are where larger ones of another are.
-            for (octave, share) in (0_i16..).zip(SHARES) {
-                let sum = by.entry(scale.saturating_add(4 * octave)).or_default();
+            for (sum, share) in sums[at..].iter_mut().step_by(4).zip(SHARES) {
                 *sum = (sum.0 + words * share, sum.1 + changed * share);
             }
         }
-    }
-    let [settled, apart] = by.map(|by| {
         let bits = |(words, changed): &(f64, f64)| {
             let part = |n: f64| if n > 0.0 { n * (words / n).log2() } else { 0.0 };
             part(*changed) + part(words - changed)
         };
-        // In an order that is the same on every machine: sums of floats depend on it.
-        let mut all: Vec<_> = by.iter().collect();
-        all.sort_unstable_by_key(|(scale, _)| **scale);
-        all.into_iter().map(|(_, sum)| bits(sum)).sum::<f64>()
+        sums.iter().map(bits).sum::<f64>()
     });
-    settled > 1.1 * apart + SCALE * rare
+    settled > 1.1 * apart + SCALE * rare as f64
 }
 
 /// Changes that what rows before had weighs as much as, in a row of few changes.

@@ -123,16 +123,43 @@ pub(crate) fn take(data: &mut &[u8], rows: usize) -> Result<Vec<i16>, CodecError
     Ok(scales)
 }
 
-/// The scale of a mean absolute update in ulps of exponent 0.
+/// The scale of a mean absolute update in ulps of exponent 0: four times its binary logarithm, rounded. Found by comparing, so
+/// that it is the same on every machine.
 pub(crate) fn quantise(mean: f64) -> i16 {
-    if mean > 0.0 && mean.is_finite() {
-        rounded(4.0 * mean.log2())
-    } else {
-        0
+    /// Where one quarter of an octave is nearer than the one below it: 2 to the power of 1/8, 3/8, 5/8 and 7/8.
+    const QUARTERS: [f64; 4] = [
+        1.090_507_732_665_257_7,
+        1.296_839_554_651_009_6,
+        1.542_210_825_407_940_7,
+        1.834_008_086_409_342_4,
+    ];
+    const FRACTION: u32 = f64::MANTISSA_DIGITS - 1;
+    if !(mean >= f64::MIN_POSITIVE && mean.is_finite()) {
+        return 0;
     }
+    let bits = mean.to_bits();
+    let octave = i16::try_from(bits >> FRACTION).unwrap_or(0) - 1023;
+    let one = f64::from_bits(bits & ((1 << FRACTION) - 1) | 1f64.to_bits());
+    QUARTERS.iter().fold(4 * octave, |scale, quarter| {
+        scale + i16::from(one >= *quarter)
+    })
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "clamped")]
-fn rounded(x: f64) -> i16 {
-    x.round().clamp(-8000.0, 8000.0) as i16
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_quarters_of_octaves() {
+        let mut mean = 1e-300;
+        while mean < 1e300 {
+            let exact = 4.0 * f64::log2(mean);
+            assert!(
+                (f64::from(quantise(mean)) - exact).abs() <= 0.5 + 1e-9,
+                "{mean}"
+            );
+            mean *= 1.013;
+        }
+        assert_eq!([0.0, -1.0, f64::NAN, f64::INFINITY].map(quantise), [0; 4]);
+    }
 }

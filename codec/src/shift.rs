@@ -47,21 +47,29 @@ impl Shift {
             layout,
             steps: Vec::new(),
         };
+        match dtype.word_bytes() {
+            2 => none.seems_so::<2>(pairs),
+            4 => none.seems_so::<4>(pairs),
+            _ => false,
+        }
+    }
+
+    fn seems_so<const W: usize>(&self, pairs: &[(&[u8], Cow<'_, [u8]>)]) -> bool {
         let mut last = [i64::MAX; 1 << BITS];
         let (mut words, mut alike) = (0usize, 0usize);
         for (target, prediction) in pairs {
-            let width = dtype.word_bytes();
-            for i in 0..target.len() / width {
-                let (t, p) = match width {
-                    2 => (load::<2>(target, i), load::<2>(prediction, i)),
-                    4 => (load::<4>(target, i), load::<4>(prediction, i)),
-                    _ => return false,
-                };
-                words += 1;
+            let both = target
+                .as_chunks::<W>()
+                .0
+                .iter()
+                .zip(prediction.as_chunks::<W>().0);
+            words += both.len();
+            for (t, p) in both {
+                let (t, p) = (load::<W>(t, 0), load::<W>(p, 0));
                 let step = t.wrapping_sub(p).cast_signed();
-                if let Some(entry) = none.entry(p) {
+                if let Some(entry) = self.entry(p) {
                     let before = std::mem::replace(&mut last[entry & 255], step);
-                    alike += usize::from(step != 0 && before == step);
+                    alike += usize::from(step != 0) & usize::from(before == step);
                 }
             }
         }

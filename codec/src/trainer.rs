@@ -74,8 +74,7 @@ pub(crate) fn estimate(sample: &Sample, width: usize) -> f64 {
 /// The tokens of all rows by their contexts, with the scales that `lengths` choose or with those of the mean update.
 fn count(samples: &[Sample], lengths: Option<&Lengths>) -> Histogram {
     let layers = samples.first().map_or(1, |s| s.layers);
-    let mut histogram = Histogram::new(layers);
-    for sample in samples {
+    let counted = |mut histogram: Histogram, sample: &Sample| {
         let mut model = Model::new();
         for row in &sample.rows {
             let scale = lengths.map_or(row.mean, |l| row.choose(l, &model));
@@ -85,8 +84,19 @@ fn count(samples: &[Sample], lengths: Option<&Lengths>) -> Histogram {
                 row.count(scale, sample.weight, &mut histogram);
             }
         }
-    }
-    histogram
+        histogram
+    };
+    let some = samples.len().div_ceil(rayon::current_num_threads()).max(1);
+    samples
+        .par_chunks(some)
+        .map(|samples| samples.iter().fold(Histogram::new(layers), counted))
+        .reduce(
+            || Histogram::new(layers),
+            |mut all, more| {
+                all.merge(&more);
+                all
+            },
+        )
 }
 
 /// A tensor that tables are made for.
@@ -132,27 +142,42 @@ impl TablesTrainer {
             .par_iter()
             .map(|pair| Analysis::new(pair.target, pair.base, None))
             .collect::<Result<Vec<_>, CodecError>>()?;
-        let sought = match self.options.effort {
-            Effort::Fast => false,
-            Effort::Default => lowrank::promising(&analyses)?,
-            Effort::Max => true,
-        };
+        let effort = self.options.effort;
+        let sample =
+            |analysis: &Analysis<'_>| analysis.sample(sample_words(effort), effort, &|_| ());
+        // What few models need is found out while the rows are looked at that all but those need.
+        let (sought, plain) = rayon::join(
+            || match effort {
+                Effort::Fast => Ok(false),
+                Effort::Default => lowrank::promising(&analyses),
+                Effort::Max => Ok(true),
+            },
+            || match effort {
+                // Looked at in vain, mostly.
+                Effort::Max => Ok(analyses.iter().map(|_| None).collect()),
+                _ => analyses
+                    .par_iter()
+                    .map(|analysis| analysis.base.map(|_| sample(analysis)).transpose())
+                    .collect::<Result<Vec<_>, CodecError>>(),
+            },
+        );
+        let (sought, plain) = (sought?, plain?);
         let counted: Vec<_> = pairs
             .par_iter()
             .zip(analyses)
-            .map(|(pair, mut analysis)| {
+            .zip(plain)
+            .map(|((pair, analysis), plain)| {
                 if pair.base.is_none() {
                     return Ok((None, None));
                 }
-                let found = LowRank::best(&analysis, pair.candidates, self.options.effort, sought)?;
-                if found.is_some() {
-                    analysis = Analysis::new(pair.target, pair.base, found.as_ref())?;
-                }
-                let sample = analysis.sample(
-                    sample_words(self.options.effort),
-                    self.options.effort,
-                    &|_| (),
-                )?;
+                let found = LowRank::best(&analysis, pair.candidates, effort, sought)?;
+                let sample = match (&found, plain) {
+                    (None, Some(plain)) => plain,
+                    (None, None) => sample(&analysis)?,
+                    (Some(_), _) => {
+                        sample(&Analysis::new(pair.target, pair.base, found.as_ref())?)?
+                    }
+                };
                 Ok((Some((analysis.geometry.width, sample)), found))
             })
             .collect::<Result<Vec<_>, CodecError>>()?;

@@ -6,6 +6,7 @@
 
 mod context;
 mod measure;
+mod pack;
 mod rans;
 mod raw;
 mod rebuild;
@@ -16,6 +17,7 @@ use std::sync::LazyLock;
 
 pub(crate) use context::fill;
 pub(crate) use measure::measure;
+pub(crate) use pack::{pack, select};
 pub(crate) use rans::{encode, groups};
 pub(crate) use raw::{put_raw, values};
 pub(crate) use rebuild::{ones, rebuild};

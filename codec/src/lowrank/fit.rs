@@ -266,17 +266,26 @@ pub(crate) fn promising(analyses: &[Analysis<'_>]) -> Result<bool, CodecError> {
     let count = gaps.len();
     // In an order that jumps about, so that all layers and kinds of matrices have their turn.
     let step = (count * 5 / 8..).find(|step| gcd(*step, count) == 1);
-    let mut place = 0;
+    let order: Vec<_> = (0..count)
+        .map(|place| &gaps[place * step.unwrap_or(1) % count])
+        .collect();
     let (mut near, mut far) = (0, Vec::new());
-    for _ in 0..count {
-        let gap = &gaps[place];
-        place = (place + step.unwrap_or(1)) % count;
-        let glance = Glance::of(gap, GLANCE, GLANCED, GLANCE_LEFT)?;
-        if glance.near {
-            near += 1;
-        } else if !glance.swallowed {
-            far.push(gap);
+    let (mut at, mut next) = (0, GLANCES / 2);
+    while at < count {
+        // As many together as it takes in any case, then one after another.
+        let some = &order[at..count.min(at + next)];
+        let glances = some
+            .par_iter()
+            .map(|gap| Glance::of(gap, GLANCE, GLANCED, GLANCE_LEFT))
+            .collect::<Result<Vec<_>, CodecError>>()?;
+        for (gap, glance) in some.iter().zip(glances) {
+            if glance.near {
+                near += 1;
+            } else if !glance.swallowed {
+                far.push(*gap);
+            }
         }
+        (at, next) = (at + some.len(), 1);
         // No more than it takes to know which are more.
         if near + far.len() >= GLANCES || 2 * near >= GLANCES || 2 * far.len() > GLANCES {
             break;
