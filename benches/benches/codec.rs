@@ -60,29 +60,37 @@ fn encode<'a>(
         shared: Some(shared.clone()),
         ..options.clone()
     };
-    // As the artifact's writer does it: tensors in parallel, and the blocks of each.
-    let tensors = views
+    // As the artifact's writer does it: tensors are looked at in parallel, and their blocks are one queue.
+    let encoders = views
         .par_iter()
         .zip(&low_ranks)
         .map(|((target, base), low_rank)| {
-            let encoder =
-                TensorEncoder::watched(*target, *base, low_rank.as_ref(), &options, &|_| ())?;
-            let blocks = (0..encoder.blocks())
-                .into_par_iter()
-                .map_init(Scratch::default, |scratch, block| {
-                    let mut out = Vec::new();
-                    encoder.encode_block(block, scratch, &mut out)?;
-                    Ok(out)
-                })
-                .collect::<Result<_, sparse_codec::CodecError>>()?;
-            Ok(EncodedTensor {
-                target: *target,
-                base: *base,
-                header: encoder.header().to_vec(),
-                blocks,
-            })
+            TensorEncoder::watched(*target, *base, low_rank.as_ref(), &options, &|_| ())
         })
-        .collect::<Result<_, Failure>>()?;
+        .collect::<Result<Vec<_>, _>>()?;
+    let work: Vec<_> = encoders
+        .iter()
+        .flat_map(|encoder| (0..encoder.blocks()).map(move |block| (encoder, block)))
+        .collect();
+    let mut blocks = work
+        .par_iter()
+        .map_init(Scratch::default, |scratch, (encoder, block)| {
+            let mut out = Vec::new();
+            encoder.encode_block(*block, scratch, &mut out)?;
+            Ok(out)
+        })
+        .collect::<Result<Vec<_>, sparse_codec::CodecError>>()?
+        .into_iter();
+    let tensors = views
+        .iter()
+        .zip(&encoders)
+        .map(|((target, base), encoder)| EncodedTensor {
+            target: *target,
+            base: *base,
+            header: encoder.header().to_vec(),
+            blocks: blocks.by_ref().take(encoder.blocks()).collect(),
+        })
+        .collect();
     Ok(Encoded { shared, tensors })
 }
 

@@ -29,6 +29,7 @@ const PIECE: usize = 1 << 20;
 /// Words from which a tensor may be moved, and the runs of words that are looked at for it.
 const LEAST_SHIFTED: usize = 1 << 13;
 const RUN: usize = 256;
+const FIRST_RUN: usize = 128;
 const FIRST_RUNS: usize = 8;
 const RUNS: usize = 256;
 
@@ -90,12 +91,12 @@ impl<'a> Analysis<'a> {
         }
         let runs = g.common.div_ceil(RUN);
         // A few runs tell most tensors, which are not moved.
-        for some in [FIRST_RUNS, RUNS] {
+        for (some, length) in [(FIRST_RUNS, FIRST_RUN), (RUNS, RUN)] {
             let step = (runs / some).max(1);
             let pairs = (0..runs)
                 .step_by(step)
                 .map(|run| {
-                    let words = run * RUN..g.common.min((run + 1) * RUN);
+                    let words = run * RUN..g.common.min(run * RUN + length);
                     let bytes = words.start * g.width..words.end * g.width;
                     let prediction = self.base_words(words)?;
                     Ok((self.target.data.get(bytes).unwrap_or_default(), prediction))

@@ -542,6 +542,11 @@ impl<'a> TensorEncoder<'a> {
                     if counted {
                         changed += moved as u64;
                     }
+                    if from == 0 {
+                        // The other strips will be about as long.
+                        let more = words.len().div_ceil(self.strip);
+                        out.reserve(more * (strip.len() + strip.len() / 16 + 8));
+                    }
                     put_varint(out, strip.len() as u64);
                     out.extend_from_slice(&strip);
                 }

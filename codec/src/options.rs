@@ -58,7 +58,7 @@ pub struct Scratch {
     pub(crate) tables: Vec<u8>,
     /// Token of each coded word.
     pub(crate) tokens: Vec<u8>,
-    /// Tables of some words, cold ones too.
+    /// Tokens of all words, cold ones too.
     pub(crate) dense: Vec<u8>,
     /// Which words of each group are coded.
     pub(crate) masks: Vec<u32>,
@@ -72,7 +72,7 @@ pub struct Scratch {
     /// States and words of the coder.
     pub(crate) coder_bytes: Vec<u8>,
     /// Words of the coder.
-    pub(crate) words: Vec<u16>,
+    pub(crate) words: Vec<[u8; 2]>,
     /// Raw bits, or a block that may be kept.
     pub(crate) bytes: Vec<u8>,
     pub(crate) side: Vec<u8>,

@@ -25,7 +25,7 @@ pub(crate) fn encode(
     tokens: &[u8],
     set: &TableSet,
     lanes: usize,
-    words: &mut Vec<u16>,
+    words: &mut Vec<[u8; 2]>,
     missing: &mut Vec<u32>,
     out: &mut Vec<u8>,
 ) {
@@ -38,28 +38,31 @@ pub(crate) fn encode(
     // A token takes at most `precision` bits: less than one word. Vectors write some before those that count.
     let end = count + AHEAD;
     if words.len() < end + 1 {
-        words.resize(end + 1, 0);
+        words.resize(end + 1, [0; 2]);
     }
     let mut at = end;
-    let step =
-        |state: &mut u32, i: usize, at: &mut usize, words: &mut [u16], missing: &mut Vec<u32>| {
-            let intervals = set.intervals(tables[i]);
-            let mut interval = &intervals[usize::from(tokens[i])];
-            if interval.frequency == 0 {
-                missing.push(u32::try_from(i).unwrap_or(u32::MAX));
-                interval = &intervals[0];
-            }
-            let x = *state;
-            let full = u64::from(x) >= u64::from(interval.frequency) << shift;
-            // The word is written whether needed or not, and kept by moving the mark: no branch to mispredict.
-            words[*at] = low(x);
-            *at -= usize::from(full);
-            let x = x >> (16 * u32::from(full));
-            let q = high(u128::from(x) * u128::from(interval.reciprocal));
-            *state = x
-                .wrapping_add(u32::from(interval.bias))
-                .wrapping_add(q.wrapping_mul(u32::from(interval.others)));
-        };
+    let step = |state: &mut u32,
+                i: usize,
+                at: &mut usize,
+                words: &mut [[u8; 2]],
+                missing: &mut Vec<u32>| {
+        let intervals = set.intervals(tables[i]);
+        let mut interval = &intervals[usize::from(tokens[i])];
+        if interval.frequency == 0 {
+            missing.push(u32::try_from(i).unwrap_or(u32::MAX));
+            interval = &intervals[0];
+        }
+        let x = *state;
+        let full = u64::from(x) >= u64::from(interval.frequency) << shift;
+        // The word is written whether needed or not, and kept by moving the mark: no branch to mispredict.
+        words[*at] = low(x);
+        *at -= usize::from(full);
+        let x = x >> (16 * u32::from(full));
+        let q = high(u128::from(x) * u128::from(interval.reciprocal));
+        *state = x
+            .wrapping_add(u32::from(interval.bias))
+            .wrapping_add(q.wrapping_mul(u32::from(interval.others)));
+    };
     // From the last token to the first; lanes follow.
     let whole = count / lanes * lanes;
     for i in (whole..count).rev() {
@@ -87,12 +90,7 @@ pub(crate) fn encode(
     for state in &states[..lanes] {
         out.extend_from_slice(&state.to_le_bytes());
     }
-    let words = &words[at + 1..=end];
-    let first = out.len();
-    out.resize(first + 2 * words.len(), 0);
-    for (to, word) in out[first..].as_chunks_mut::<2>().0.iter_mut().zip(words) {
-        *to = word.to_le_bytes();
-    }
+    out.extend_from_slice(words[at + 1..=end].as_flattened());
 }
 
 /// The high word of a product, which fits 32 bits.
@@ -105,10 +103,11 @@ fn high(product: u128) -> u32 {
     (product >> 64) as u32
 }
 
+/// The low word of a state, as it is stored.
 #[inline(always)]
-fn low(x: u32) -> u16 {
+fn low(x: u32) -> [u8; 2] {
     let [a, b, _, _] = x.to_le_bytes();
-    u16::from_le_bytes([a, b])
+    [a, b]
 }
 
 /// States and words as [`encode`] laid them out.

@@ -96,10 +96,9 @@ impl Plan<'_> {
         words: Range<usize>,
         prediction: &[u8],
         classes: &[Class],
-        dense: &mut Vec<u8>,
         mut each: impl FnMut(&[u8]),
     ) {
-        dense.resize(CHUNK, 0);
+        let mut dense = [0; CHUNK];
         let mut filled = 0;
         let mut windows = Windows::new(self.set);
         for (range, scale) in self.rows(words) {
@@ -125,7 +124,7 @@ impl Plan<'_> {
                 at += n;
                 filled += n;
                 if filled == CHUNK {
-                    each(dense);
+                    each(&dense);
                     filled = 0;
                 }
             }
@@ -231,7 +230,7 @@ pub(crate) fn encode_plainly<const W: usize>(
     masks.clear();
     bytes.clear();
     patches.clear();
-    plan.tables::<W>(words, prediction, classes, dense, |tables_of| {
+    plan.tables::<W>(words, prediction, classes, |tables_of| {
         passes::pack(tables_of, tables, masks);
     });
     take_sides(plan, tables, sides);
@@ -253,9 +252,12 @@ pub(crate) fn encode_plainly<const W: usize>(
         difference::<W>(order::<W>(t, plan.float), order::<W>(p, plan.float))
     };
     let mut raw = BitWriter::new(bytes);
-    let (mut from, mut bits) = (0, 0u64);
+    let coded = masks.iter().zip(&*changed);
+    let bits: u64 = coded
+        .map(|(mask, changed)| u64::from((changed & mask).count_ones()) * 4)
+        .sum();
+    let mut from = 0;
     for (group, ((mask, changed), wide)) in masks.iter().zip(&*changed).zip(&*wide).enumerate() {
-        bits += u64::from((changed & mask).count_ones()) * 4;
         let mut rest = changed & !mask;
         if !whole {
             rest |= wide & mask;
@@ -456,7 +458,6 @@ pub(crate) fn decode<const W: usize>(
                 tables,
                 tokens,
                 masks,
-                dense,
                 sides,
                 bytes,
                 coder_bytes,
@@ -464,7 +465,7 @@ pub(crate) fn decode<const W: usize>(
             } = scratch;
             tables.clear();
             masks.clear();
-            plan.tables::<W>(words, prediction, classes, dense, |tables_of| {
+            plan.tables::<W>(words, prediction, classes, |tables_of| {
                 passes::pack(tables_of, tables, masks);
             });
             take_sides(plan, tables, sides);

@@ -148,7 +148,7 @@ pub(crate) unsafe fn encode<const L: usize>(
     tables: &[u8],
     tokens: &[u8],
     set: &TableSet,
-    words: &mut [u16],
+    words: &mut [[u8; 2]],
     at: &mut usize,
     missing: &mut Vec<u32>,
 ) -> usize {
