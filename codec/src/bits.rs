@@ -39,6 +39,18 @@ impl<'a> BitWriter<'a> {
         }
     }
 
+    /// The bytes written, room for `more` of them behind, and the bits held, fewer than a byte: for who writes by vectors.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn parts(&mut self, more: usize) -> (&mut Vec<u8>, &mut u64, &mut u32) {
+        let whole = self.count / 8;
+        self.out
+            .extend_from_slice(&self.held.to_le_bytes()[..whole as usize]);
+        self.held >>= 8 * whole;
+        self.count -= 8 * whole;
+        self.out.reserve(more);
+        (self.out, &mut self.held, &mut self.count)
+    }
+
     /// Pads the last byte with zeros.
     pub(crate) fn finish(self) {
         let bytes = self.count.div_ceil(8) as usize;

@@ -10,7 +10,7 @@ use crate::{
     dtype::{DType, FloatLayout},
     error::{CodecError, corrupt},
     rc::{Bit, Coder, Decoder, Encoder, Number},
-    word::{load, mask, store},
+    word::load,
 };
 
 /// Mantissa bits that the table tells apart.
@@ -148,16 +148,20 @@ impl Shift {
     }
 
     fn apply_to<const W: usize>(&self, words: &mut [u8]) {
-        for i in 0..words.len() / W {
-            let word = load::<W>(words, i);
-            let step = self
-                .entry(word)
-                .and_then(|e| self.steps.get(e))
-                .copied()
-                .unwrap_or(0);
-            let moved = word.wrapping_add(i64::from(step).cast_unsigned()) & mask::<W>();
-            store::<W>(words, i, moved);
+        let mut steps = [0; 1 << BITS];
+        for (step, known) in steps.iter_mut().zip(&self.steps) {
+            *step = *known;
         }
+        let kept = self.layout.mantissa.min(BITS);
+        #[cfg(target_arch = "x86_64")]
+        let words = if crate::avx512::available() {
+            // SAFETY: the CPU has AVX-512; there is a step for every value of `kept` bits.
+            let done = unsafe { crate::avx512::shift::<W>(self.layout, kept, &steps, words) };
+            &mut words[done * W..]
+        } else {
+            words
+        };
+        apply_plainly::<W>(self.layout, kept, &steps, words);
     }
 
     /// Appends the table.
@@ -209,6 +213,31 @@ impl Shift {
     }
 }
 
+/// Steps by the top bits of mantissas, as many as [`BITS`] can tell apart.
+pub(crate) type Steps = [i32; 1 << BITS];
+
+/// [`Shift::apply`] by the `kept` top bits of mantissas.
+fn apply_plainly<const W: usize>(
+    FloatLayout { exponent, mantissa }: FloatLayout,
+    kept: u32,
+    steps: &Steps,
+    words: &mut [u8],
+) {
+    let top = (1u32 << exponent) - 1;
+    for word in words.as_chunks_mut::<W>().0 {
+        let mut wide = [0; 4];
+        wide[..W].copy_from_slice(word);
+        let from = u32::from_le_bytes(wide);
+        let field = from >> mantissa & top;
+        let entry = from >> (mantissa - kept) & ((1 << kept) - 1);
+        let step = steps[entry as usize % steps.len()];
+        // As `entry` has it, without a branch.
+        let step = if field == 0 || field == top { 0 } else { step };
+        let to = from.wrapping_add_signed(step).to_le_bytes();
+        word.copy_from_slice(&to[..W]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(
@@ -250,5 +279,42 @@ mod tests {
             .count();
         assert!(right > 30_000, "{right}");
         assert!(Shift::fit(Some(DType::F32), &[(&b[..], (&b[..]).into())]).is_none());
+    }
+
+    #[test]
+    fn every_word_is_moved_as_its_entry_says() {
+        for dtype in [DType::F16, DType::BF16, DType::F32] {
+            let layout = dtype.layout().unwrap();
+            let steps = (0..Shift::entries(layout) as i32)
+                .map(|i| i * 37 % 101 - 50)
+                .collect();
+            let shift = Shift { layout, steps };
+            // Of two bytes all there are, of four some of every exponent.
+            let words = (0..=u16::MAX).flat_map(|w| match dtype.word_bytes() {
+                2 => w.to_le_bytes().to_vec(),
+                _ => (u32::from(w) << 16 | u32::from(w.reverse_bits()))
+                    .to_le_bytes()
+                    .to_vec(),
+            });
+            let words: Vec<u8> = words.chain([1; 12]).collect();
+            for hidden in [false, true] {
+                #[cfg(target_arch = "x86_64")]
+                crate::avx512::HIDDEN.set(hidden);
+                let _ = hidden;
+                let mut moved = words.clone();
+                shift.apply(&mut moved, dtype.word_bytes());
+                for (from, to) in words
+                    .chunks(dtype.word_bytes())
+                    .zip(moved.chunks(dtype.word_bytes()))
+                {
+                    let word =
+                        |bytes: &[u8]| bytes.iter().rev().fold(0u64, |w, b| w << 8 | u64::from(*b));
+                    let step = shift.entry(word(from)).map_or(0, |e| shift.steps[e]);
+                    let whole = (1u64 << (8 * dtype.word_bytes())) - 1;
+                    let expected = word(from).wrapping_add_signed(step.into()) & whole;
+                    assert_eq!(word(to), expected, "{dtype:?}, hidden: {hidden}");
+                }
+            }
+        }
     }
 }

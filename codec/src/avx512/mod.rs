@@ -10,6 +10,7 @@ mod pack;
 mod rans;
 mod raw;
 mod rebuild;
+mod shift;
 mod tokens;
 
 use std::arch::x86_64::__m512i;
@@ -21,6 +22,7 @@ pub(crate) use pack::{pack, select};
 pub(crate) use rans::{encode, groups};
 pub(crate) use raw::{put_raw, values};
 pub(crate) use rebuild::{ones, rebuild};
+pub(crate) use shift::shift;
 pub(crate) use tokens::tokens;
 
 /// Whether this CPU has what the functions here need; asked once.

@@ -32,6 +32,10 @@ pub(crate) unsafe fn put_raw<const W: usize>(sizes: &[u32], raw: &mut BitWriter<
     let zero = _mm512_setzero_si512();
     let most = _mm512_set1_epi32(31 - sub.cast_signed());
     let word = _mm512_set1_epi64(0xffff_ffff);
+    // A magnitude has fewer than 32 raw bits.
+    let (out, rest, rest_bits) = raw.parts(4 * sizes.len() + 64);
+    let (mut bits_before, mut bits_held) = (*rest, *rest_bits);
+    let mut at = out.len();
     for part in sizes.chunks(16) {
         let all = u16::MAX >> (16 - part.len());
         // SAFETY: no more is read than there is.
@@ -64,9 +68,53 @@ pub(crate) unsafe fn put_raw<const W: usize>(sizes: &[u32], raw: &mut BitWriter<
             _mm512_storeu_si512(counts.as_mut_ptr().cast(), count);
         }
         for (bits, count) in held.iter().zip(&counts).step_by(step) {
-            raw.put(*bits, u32::try_from(*count).unwrap_or(0));
+            // Fewer than a byte are held, so there is room for 57 bits; two long words side by side are one after the other.
+            let (mut bits, mut count) = (*bits, u32::try_from(*count).unwrap_or(0));
+            while count > 56 {
+                // SAFETY: as below.
+                unsafe { put(out, &mut at, (&mut bits_before, &mut bits_held), bits, 32) };
+                (bits, count) = (bits >> 32, count - 32);
+            }
+            // SAFETY: fewer than 32 bits for every word come to less than what there is room for, of which 64 bytes are left.
+            unsafe {
+                put(
+                    out,
+                    &mut at,
+                    (&mut bits_before, &mut bits_held),
+                    bits,
+                    count,
+                )
+            };
         }
     }
+    (*rest, *rest_bits) = (bits_before, bits_held);
+    // SAFETY: all before is written.
+    unsafe { out.set_len(at) };
+}
+
+/// Writes at most 56 bits at the byte `at`, of which `held` has some already, without asking whether they fill it: nobody can foretell
+/// that.
+///
+/// # Safety
+/// There is room for eight bytes.
+#[inline(always)]
+unsafe fn put(
+    out: &mut Vec<u8>,
+    at: &mut usize,
+    (held, held_bits): (&mut u64, &mut u32),
+    bits: u64,
+    count: u32,
+) {
+    let bits = bits & ((1 << count) - 1);
+    *held |= bits << *held_bits;
+    let to = out.as_mut_ptr().wrapping_add(*at).cast::<[u8; 8]>();
+    // SAFETY: as asked of the caller.
+    unsafe { to.write_unaligned(held.to_le_bytes()) };
+    let all = *held_bits + count;
+    *at += (all / 8) as usize;
+    // At most 63 bits, of which whole bytes are done.
+    *held >>= all & !7;
+    *held_bits = all & 7;
 }
 
 /// Appends to `values`, in words of `W` bytes, the differences of those of `tokens` that have raw bits; these are taken from `raw`.
