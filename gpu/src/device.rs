@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig,
-    PinnedHostSlice, ValidAsZeroBits,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr,
+    LaunchConfig, PinnedHostSlice, ValidAsZeroBits, sys,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -74,6 +74,13 @@ impl Device {
 
     pub(crate) fn new_stream(&self) -> Result<Arc<CudaStream>, GpuError> {
         self.context.new_stream().during("opening a stream")
+    }
+
+    /// An event that many threads may wait for without spinning.
+    pub(crate) fn new_event(&self) -> Result<CudaEvent, GpuError> {
+        self.context
+            .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
+            .during("preparing the ring")
     }
 
     /// A kernel; its module is loaded the first time.

@@ -91,6 +91,23 @@ impl Svd {
         })
     }
 
+    /// The most dimensions of the space that a rule may come to look at, of a matrix of that shape.
+    #[must_use]
+    pub fn space(rank: Rank, rows: usize, cols: usize) -> usize {
+        let least = rows.min(cols);
+        let asked = match rank {
+            Rank::Fixed(rank) => {
+                let (width, depth) = plan(rank.min(least));
+                width.saturating_mul(depth)
+            }
+            rule => {
+                let ample = rule.most().min(least).max(1).saturating_mul(AMPLE);
+                ample.max(FIRST).saturating_add(WIDEST)
+            }
+        };
+        asked.min(cols)
+    }
+
     /// The number of singular triplets.
     #[must_use]
     pub fn rank(&self) -> usize {

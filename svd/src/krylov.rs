@@ -119,10 +119,7 @@ impl<E: Engine> Krylov<E> {
 
     /// What makes the right blocks one orthonormal basis, which they are but for what single rounds of projection leave, and the
     /// Gram matrix of `D` times that basis, from that of `D` times the blocks.
-    fn on_the_right(
-        &self,
-        gram: &DMatrix<f64>,
-    ) -> Result<(DMatrix<f64>, DMatrix<f64>), E::Error> {
+    fn on_the_right(&self, gram: &DMatrix<f64>) -> Result<(DMatrix<f64>, DMatrix<f64>), E::Error> {
         let basis = whitening(grams(&self.engine, &self.right)?);
         let square = basis.transpose() * gram * &basis;
         Ok((basis, square))

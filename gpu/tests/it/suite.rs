@@ -12,6 +12,7 @@ use sparse_gpu::{
 use crate::reference;
 
 pub(crate) mod blocks;
+pub(crate) mod svd;
 
 pub(crate) fn device() -> Arc<Device> {
     static DEVICE: OnceLock<Arc<Device>> = OnceLock::new();
