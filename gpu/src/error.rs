@@ -47,6 +47,14 @@ pub enum GpuError {
         /// What cuBLAS says.
         error: CublasError,
     },
+    /// Of finite numbers came others.
+    #[error(
+        "the GPU computed wrongly ({what}): it, its driver or cuBLAS is at fault; nothing was written; use the device cpu to compute on the CPU"
+    )]
+    Wrong {
+        /// What is wrong.
+        what: &'static str,
+    },
     /// A difference is infinite or not a number, so no scale fits it.
     #[error("element {element} of the difference is not finite: store the tensor exactly")]
     NotFinite {
@@ -84,6 +92,7 @@ impl GpuError {
                 | Self::Memory { .. }
                 | Self::Driver { .. }
                 | Self::Blas { .. }
+                | Self::Wrong { .. }
         )
     }
 }

@@ -54,7 +54,7 @@ pub use int8::{Quantised, Segments};
 pub use int8_streamed::Int8Streamed;
 pub use kernels::kernels;
 pub use lowrank::DeviceMatrices;
-pub use measure::{Measurement, measure};
+pub use measure::{Measurement, measure, measure_svd};
 pub use probe::{Absent, Found, features, probe};
 pub use resident::{Resident, Update};
 pub use restore::{Coded, Restored};

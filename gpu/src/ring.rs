@@ -232,14 +232,13 @@ impl BlockRing {
         slot.base.send(up, base)?;
         slot.staged.send(up, &slot.parts.bytes)?;
         if run.base != run.dtype {
-            let cast = match &mut slot.cast {
-                Some(cast) => cast,
-                // In the stream that uses it.
-                // SAFETY: bytes of any bits; they are written before they are read.
-                none => {
-                    none.insert(unsafe { compute.alloc(self.chunk.max(1)) }.during("allocating")?)
-                }
-            };
+            if slot.cast.is_none() {
+                // SAFETY: bytes of any bits, which are written before they are read, in the stream that uses them.
+                let cast = unsafe { compute.alloc(self.chunk.max(1)) };
+                slot.cast = Some(cast.during("allocating")?);
+            }
+        }
+        if let (Some(cast), true) = (&mut slot.cast, run.base != run.dtype) {
             cast::launch(
                 device,
                 &compute,

@@ -369,7 +369,11 @@ impl Engine for Matrix<'_> {
                 [width, width, rows],
             )?;
         }
-        self.seat.download(&sums, width * width)
+        let sums = self.seat.download(&sums, width * width)?;
+        if sums.iter().any(|x| !x.is_finite()) {
+            return Err(not_finite());
+        }
+        Ok(sums)
     }
 
     fn longest(&self, block: &Block) -> Result<f64, GpuError> {
@@ -422,7 +426,17 @@ impl Engine for Matrix<'_> {
 
     fn read(&self, block: &Block) -> Result<Vec<f32>, GpuError> {
         let columns = self.seat.download(&block.data, block.long * block.width)?;
+        if columns.iter().any(|x| !x.is_finite()) {
+            return Err(not_finite());
+        }
         Ok(turned(&columns, block.long))
+    }
+}
+
+/// The matrix was looked at, and is small enough for products of `f32`.
+fn not_finite() -> GpuError {
+    GpuError::Wrong {
+        what: "products of a finite matrix are not finite",
     }
 }
 

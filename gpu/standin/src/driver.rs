@@ -38,6 +38,8 @@ pub(crate) struct Failures {
     launch: Option<u64>,
     /// Calls of cuBLAS.
     pub(crate) blas: Option<u64>,
+    /// Products of matrices, which come out as no numbers.
+    pub(crate) wrong: Option<u64>,
     /// Every call counts.
     lost: Option<u64>,
 }
@@ -56,6 +58,7 @@ impl Failures {
             "pinned" => &mut self.pinned,
             "launch" => &mut self.launch,
             "blas" => &mut self.blas,
+            "wrong" => &mut self.wrong,
             "lost" => &mut self.lost,
             _ => return false,
         };

@@ -10,7 +10,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `SPARSE_STANDIN_SEED` | seed of the order of streams and threads |
-//! | `SPARSE_STANDIN_FAIL` | `alloc:N`, `pinned:N`, `launch:N`, `blas:N`, `lost:N`: the Nth call of the kind (from 0) fails |
+//! | `SPARSE_STANDIN_FAIL` | `alloc:N`, `pinned:N`, `launch:N`, `blas:N`, `lost:N`: the Nth call of the kind (from 0) fails; `wrong:N`: the Nth product comes out as NaNs |
 //! | `SPARSE_STANDIN_MEMORY` | bytes of device memory (default 256 MiB) |
 //! | `SPARSE_STANDIN_DRIVER` | what `cuDriverGetVersion` says (default 12050) |
 //! | `SPARSE_STANDIN_DEVICES` | devices (default 1) |

@@ -356,6 +356,14 @@ fn decompositions_fail_cleanly_or_go_on() {
             midway += u32::from(done > 0 && done < 4);
         }
     }
+    for n in [0, 5, 17] {
+        inject(&format!("wrong:{n}"));
+        let wrong = decompose(Choice::Cuda);
+        assert!(matches!(wrong, Err(GpuError::Wrong { .. })), "{wrong:?}");
+        inject(&format!("wrong:{n}"));
+        assert!(decompose(Choice::Auto).unwrap() < 4);
+        clear();
+    }
     assert!(midway > 3, "{midway}");
 }
 
