@@ -231,14 +231,13 @@ impl BlockRing {
         let base = base.get(run.of_base(&run.span)).unwrap_or_default();
         slot.base.send(up, base)?;
         slot.staged.send(up, &slot.parts.bytes)?;
-        if run.base != run.dtype {
-            if slot.cast.is_none() {
-                // SAFETY: bytes of any bits, which are written before they are read, in the stream that uses them.
-                let cast = unsafe { compute.alloc(self.chunk.max(1)) };
-                slot.cast = Some(cast.during("allocating")?);
-            }
+        let casts = run.base != run.dtype;
+        if casts && slot.cast.is_none() {
+            // SAFETY: bytes of any bits, which are written before they are read, in the stream that uses them.
+            let cast = unsafe { compute.alloc(self.chunk.max(1)) };
+            slot.cast = Some(cast.during("allocating")?);
         }
-        if let (Some(cast), true) = (&mut slot.cast, run.base != run.dtype) {
+        if let (Some(cast), true) = (&mut slot.cast, casts) {
             cast::launch(
                 device,
                 &compute,
@@ -254,7 +253,7 @@ impl BlockRing {
         )?;
         // In the tensor's dtype.
         let base = match &slot.cast {
-            Some(cast) if run.base != run.dtype => cast,
+            Some(cast) if casts => cast,
             _ => &slot.base.on_device,
         };
         needs.moved.apply(
