@@ -128,13 +128,23 @@ impl Device {
         from: &CudaSlice<T>,
         len: usize,
     ) -> Result<Vec<T>, GpuError> {
+        self.download_in(&self.stream, from, len)
+    }
+
+    /// As [`Self::download`], in the order of another stream.
+    pub(crate) fn download_in<T: DeviceRepr + Default + Clone>(
+        &self,
+        stream: &Arc<CudaStream>,
+        from: &CudaSlice<T>,
+        len: usize,
+    ) -> Result<Vec<T>, GpuError> {
         let mut to = vec![T::default(); len];
         if len > 0 {
-            self.stream
+            stream
                 .memcpy_dtoh(&from.slice(..len), &mut to)
                 .during("copying from the device")?;
         }
-        self.settle()?;
+        self.wait_for(stream)?;
         Ok(to)
     }
 
@@ -165,7 +175,11 @@ impl Device {
 
     /// Waits for the stream, and reports what went wrong where no result could be given.
     pub(crate) fn settle(&self) -> Result<(), GpuError> {
-        self.stream.synchronize().during("waiting for the device")?;
+        self.wait_for(&self.stream)
+    }
+
+    fn wait_for(&self, stream: &CudaStream) -> Result<(), GpuError> {
+        stream.synchronize().during("waiting for the device")?;
         self.context.check_err().during("waiting for the device")
     }
 }

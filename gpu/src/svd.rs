@@ -90,15 +90,7 @@ impl Seat {
         from: &CudaSlice<T>,
         len: usize,
     ) -> Result<Vec<T>, GpuError> {
-        let mut to = vec![T::default(); len];
-        if len > 0 {
-            self.compute
-                .memcpy_dtoh(&from.slice(..len), &mut to)
-                .during("copying from the device")?;
-        }
-        self.compute.synchronize().during("decomposing")?;
-        self.device.context().check_err().during("decomposing")?;
-        Ok(to)
+        self.device.download_in(&self.compute, from, len)
     }
 }
 

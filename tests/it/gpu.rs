@@ -295,3 +295,51 @@ fn a_gpu_approximates_as_well_as_the_cpu() {
         stderr(&failed)
     );
 }
+
+#[test]
+fn without_cublas_one_line_says_so() {
+    let work = tempfile::tempdir().unwrap();
+    let (base, tuned) = (example("base"), example("sft"));
+    let there = stdout(&on(work.path(), true, &["features", "--json"], &[]));
+    assert!(there.contains("cuBLAS"), "{there}");
+    for version in ["", ".12", ".11", ".10", ".9"] {
+        // What is no library hides a real one.
+        let library = work.path().join(format!("driver/libcublas.so{version}"));
+        if library.is_symlink() {
+            std::fs::remove_file(&library).unwrap();
+        }
+        std::fs::write(&library, "").unwrap();
+    }
+    let features = on(work.path(), true, &["features"], &[]);
+    assert!(
+        stdout(&features).contains("no libcublas.so.12"),
+        "{}",
+        stderr(&features)
+    );
+    let approximate = |device: &str| {
+        let arguments = [
+            "svd-compress",
+            &base,
+            &tuned,
+            "--dry-run",
+            "--log",
+            "warn",
+            "--device",
+            device,
+        ];
+        on(work.path(), true, &arguments, &[])
+    };
+    let auto = approximate("auto");
+    stdout(&auto);
+    let log = stderr(&auto);
+    let says = "decomposing on the CPU: libcublas.so.12 was not found";
+    assert_eq!(log.matches(says).count(), 1, "{log}");
+    assert_eq!(log.lines().count(), 1, "{log}");
+    let cuda = approximate("cuda");
+    assert_eq!(cuda.status.code(), Some(2));
+    let log = stderr(&cuda);
+    assert!(
+        log.contains("need cuBLAS: libcublas.so.12 was not found"),
+        "{log}"
+    );
+}

@@ -45,6 +45,17 @@ fn kinds() -> impl Strategy<Value = Kind> {
     ]
 }
 
+/// All blocks, encoded on the CPU.
+fn blocks_of(encoder: &TensorEncoder<'_>) -> Vec<Vec<u8>> {
+    let mut scratch = Scratch::default();
+    let encode = |block| {
+        let mut out = Vec::new();
+        encoder.encode_block(block, &mut scratch, &mut out).unwrap();
+        out
+    };
+    (0..encoder.blocks()).map(encode).collect()
+}
+
 fn value(dtype: DType, word: &[u8]) -> f32 {
     match dtype {
         DType::BF16 => half::bf16::from_le_bytes([word[0], word[1]]).to_f32(),
@@ -147,15 +158,7 @@ impl Pair {
     /// Header and blocks.
     pub(crate) fn encode(&self, options: &EncodeOptions) -> (Vec<u8>, Vec<Vec<u8>>) {
         let encoder = self.encoder(options);
-        let mut scratch = Scratch::default();
-        let blocks = (0..encoder.blocks())
-            .map(|block| {
-                let mut out = Vec::new();
-                encoder.encode_block(block, &mut scratch, &mut out).unwrap();
-                out
-            })
-            .collect();
-        (encoder.header().to_vec(), blocks)
+        (encoder.header().to_vec(), blocks_of(&encoder))
     }
 
     pub(crate) fn decoder(&self, header: &[u8], options: &EncodeOptions) -> TensorDecoder {
@@ -530,20 +533,13 @@ proptest! {
     }
 }
 
-/// A tensor's header, blocks and decoder against any base.
+/// A tensor's decoder and blocks, against any base.
 fn coded_against(
     target: TensorView<'_>,
     base: TensorView<'_>,
     encoder: &TensorEncoder<'_>,
 ) -> (TensorDecoder, Vec<Vec<u8>>) {
-    let mut scratch = Scratch::default();
-    let blocks = (0..encoder.blocks())
-        .map(|block| {
-            let mut out = Vec::new();
-            encoder.encode_block(block, &mut scratch, &mut out).unwrap();
-            out
-        })
-        .collect();
+    let blocks = blocks_of(encoder);
     let form = Some((base.dtype, base.shape));
     let header = encoder.header();
     let decoder = TensorDecoder::new(target.dtype, target.shape, header, form, None).unwrap();
