@@ -638,8 +638,8 @@ fn int8_comes_back(
 #[test]
 #[ignore = "needs a device"]
 fn the_ring_rebuilds_int8_of_several_blocks() {
-    let pair = Pair::new(DType::BF16, 700, 1500, Kind::Dense, 83);
-    for granularity in [Granularity::Tensor, Granularity::Row, Granularity::Group] {
+    let pair = Pair::new(DType::BF16, 360, 1500, Kind::Dense, 83);
+    for granularity in [Granularity::Row, Granularity::Group] {
         int8_comes_back(&pair, granularity, pair.base()).unwrap();
     }
     let small = Pair::new(DType::BF16, 20, 150, Kind::Dense, 85);
@@ -653,18 +653,18 @@ fn the_ring_rebuilds_int8_of_several_blocks() {
 #[ignore = "needs a device"]
 fn the_ring_casts_tensors_of_several_blocks() {
     for (dtype, other) in [(DType::BF16, DType::F32), (DType::F32, DType::BF16)] {
-        let pair = Pair::new(dtype, 1100, 1000, Kind::Sparse(900), 87);
+        let pair = Pair::new(dtype, 540, 1000, Kind::Sparse(900), 87);
         let base = sparse_codec::cast(dtype, &pair.base, other).unwrap();
         let base = view(other, &pair.shape, &base);
         let options = EncodeOptions::default();
         let encoder = TensorEncoder::new(pair.target(), Some(base), &options).unwrap();
         let (decoder, blocks) = coded_against(pair.target(), base, &encoder);
         let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
-        for (chunk, device) in [(2 << 20, 3), (4 << 20, 3), (1 << 19, 1), (1 << 16, 0)] {
+        for (chunk, device) in [(2 << 20, 2), (1 << 19, 1)] {
             let all = Blocks::with_ring(Choice::Cuda, chunk, 2).unwrap();
             let out = decode_in_runs(&all, &decoder, &blocks, base.data, pair.target.len());
             assert!(out.unwrap() == pair.target, "{dtype:?} {chunk}");
-            let cpu = 3 - device;
+            let cpu = 2 - device;
             assert_eq!(all.done(), Restored { device, cpu }, "{dtype:?} {chunk}");
         }
     }
