@@ -77,8 +77,9 @@ pub(crate) struct Global {
     /// CPU threads to use; 0 means all
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Where to compute what has GPU kernels (blocks of compress, reconstruct, verify, bench and cache; INT8 of compress
-    /// and validate-int8; diff); the rest runs on the CPU. Not yet measured on hardware
+    /// Where to compute what a GPU can do (blocks of compress, reconstruct, verify, bench and cache; INT8 of compress and
+    /// validate-int8; the decompositions of svd-compress, with cuBLAS; diff); the rest runs on the CPU. Not yet measured on
+    /// hardware
     #[arg(long, global = true, value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
     /// Use caches only, never the network

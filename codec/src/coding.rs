@@ -17,7 +17,7 @@ pub const UNCHANGED_ROW: i16 = crate::scales::UNCHANGED;
 pub struct Coding<'a> {
     /// Of words and predictions: a float of two or four bytes.
     pub dtype: DType,
-    /// Where predictions come from; the base has the tensor's dtype.
+    /// Where predictions come from: of the base's words in the tensor's dtype.
     pub moved: Moved<'a>,
     /// Words of a row.
     pub row: usize,
@@ -32,6 +32,17 @@ impl Coding<'_> {
     pub fn exponent(&self) -> (u32, u64) {
         Exponent::of(Some(self.dtype)).parts()
     }
+}
+
+/// How codes of INT8 become words of one tensor: by the arithmetic of [`crate::Int8`], from a base of the same dtype.
+#[derive(Clone, Copy, Debug)]
+pub struct Int8Coding<'a> {
+    /// Elements of a row, and of those of its segments that are whole.
+    pub row: usize,
+    /// See `row`.
+    pub group: usize,
+    /// The scale of each segment, row after row.
+    pub scales: &'a [f32],
 }
 
 /// What is done to the base's words to make predictions.
@@ -85,6 +96,8 @@ pub enum BlockForm<'a> {
     Raw(&'a [u8]),
     /// Strips, in order.
     Strips(Vec<StripForm<'a>>),
+    /// A code of INT8 for each word, for [`crate::TensorDecoder::int8_codes`].
+    Int8(&'a [u8]),
     /// What only this crate decodes.
     Other(Method),
 }

@@ -6,7 +6,7 @@ use crate::{
     CodecError, DType, Scratch, SharedTables,
     bits::{take_byte, take_bytes, take_size},
     block::Method,
-    coding::{BlockForm, Coding, CodingTables, Moved, StripForm},
+    coding::{BlockForm, Coding, CodingTables, Int8Coding, Moved, StripForm},
     context::Exponent,
     encoder::{EXACT, INT8, LOW_RANK, OWN_TABLES, SHIFTED, STRIPS, Tables},
     error::corrupt,
@@ -149,7 +149,22 @@ impl TensorDecoder {
         })
     }
 
-    /// What is done to the base's words; `None` where they are cast, or where there is no base.
+    /// How codes of INT8 become words, for a decoder elsewhere; `None` where there are none or the words are none that one takes.
+    pub fn int8_coding(&self) -> Option<Int8Coding<'_>> {
+        self.dtype.filter(DType::is_coded_elsewhere)?;
+        self.int8.as_ref()?.coding()
+    }
+
+    /// The dtype of the base that words are predicted from, cast to the tensor's where it is another one.
+    pub fn base_dtype(&self) -> Option<DType> {
+        match self.predictor.relation {
+            Relation::None => None,
+            Relation::Same { .. } => self.dtype,
+            Relation::Cast { from, .. } => Some(from),
+        }
+    }
+
+    /// What is done to the base's words, in the tensor's dtype; `None` where there is no base.
     pub fn moved(&self) -> Option<Moved<'_>> {
         self.predictor.moved()
     }
@@ -187,8 +202,22 @@ impl TensorDecoder {
                 }
                 BlockForm::Strips(strips)
             }
+            Method::Int8 if self.int8_coding().is_some() => BlockForm::Int8(data),
             other => BlockForm::Other(other),
         })
+    }
+
+    /// The codes of a block of INT8.
+    ///
+    /// # Errors
+    /// [`CodecError::Corrupt`] for what no encoder wrote.
+    pub fn int8_codes(
+        &self,
+        block: usize,
+        data: &[u8],
+        scratch: &mut Scratch,
+    ) -> Result<Vec<i8>, CodecError> {
+        Coded::codes(self.geometry.block(block).len(), data, scratch)
     }
 
     /// Decodes a block into `out`, which must have the length of [`Self::target_range`]. `base` is the whole base tensor.

@@ -411,7 +411,9 @@ impl<'a> TensorEncoder<'a> {
 
     /// How strips are coded, for an encoder elsewhere; `None` where there are none or the words are none that one takes.
     pub fn coding(&self) -> Option<Coding<'_>> {
-        if self.int8.is_some() {
+        // An encoder elsewhere takes a base of the tensor's dtype.
+        let same = matches!(self.analysis.predictor.relation, Relation::Same { .. });
+        if self.int8.is_some() || !same {
             return None;
         }
         Some(Coding {

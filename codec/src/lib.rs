@@ -58,7 +58,9 @@ pub use analysis::Seen;
 pub use block::{BlockInfo, Method};
 pub use buffer::{DecodedTensor, decode_buffer, encode_buffer, encode_buffer_by};
 pub use cast::{cast, to_f32, to_f64};
-pub use coding::{BlockForm, Coding, CodingTables, Moved, StripCode, StripForm, UNCHANGED_ROW};
+pub use coding::{
+    BlockForm, Coding, CodingTables, Int8Coding, Moved, StripCode, StripForm, UNCHANGED_ROW,
+};
 pub use decoder::TensorDecoder;
 pub use dtype::DType;
 pub use encoder::TensorEncoder;

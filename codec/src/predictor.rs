@@ -46,9 +46,9 @@ impl Predictor {
         matches!(self.adjust, Adjust::LowRank(_))
     }
 
-    /// What is done to words that need no cast.
+    /// What is done to words, once they are in the tensor's dtype.
     pub(crate) fn moved(&self) -> Option<Moved<'_>> {
-        matches!(self.relation, Relation::Same { .. }).then(|| match &self.adjust {
+        (self.relation != Relation::None).then(|| match &self.adjust {
             Adjust::None => Moved::No,
             Adjust::Shift(shift) => Moved::Steps(shift.steps()),
             Adjust::LowRank(update) => Moved::LowRank(Arc::clone(update).into()),

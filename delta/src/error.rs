@@ -171,7 +171,7 @@ impl DeltaError {
             Self::Corrupt { .. } | Self::Version { .. } => 5,
             Self::Cancelled => 130,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => 6,
-            Self::Adapter(_) | Self::Gpu(GpuError::Absent(_)) => 2,
+            Self::Adapter(_) | Self::Gpu(GpuError::Absent(_) | GpuError::NoBlas(_)) => 2,
             Self::Io { .. }
             | Self::Codec { .. }
             | Self::Svd { .. }

@@ -103,8 +103,8 @@ impl Reconstruct {
 
     crate::operation_setters!();
 
-    /// Where blocks are decoded: to the same bytes. A GPU decodes those of BF16, F16 and F32 tensors that are coded against a
-    /// base of the same dtype; the CPU does the rest, and merges adapters.
+    /// Where blocks are decoded: to the same bytes. A GPU decodes those of BF16, F16 and F32 tensors that are coded against such a
+    /// base; the CPU does the rest, and merges adapters.
     pub fn device(mut self, device: Choice) -> Self {
         self.device = device;
         self

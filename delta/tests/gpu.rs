@@ -14,7 +14,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use sparse_codec::Granularity;
-use sparse_delta::{Compress, Device, Mode, Reconstruct, Verify};
+use sparse_delta::{Compress, Device, Mode, Precision, Reconstruct, SvdCompress, SvdRank, Verify};
 use sparse_store::OpenOptions;
 
 /// What a process of this binary is asked to do, as JSON.
@@ -61,7 +61,27 @@ async fn does_as_asked() {
     let work = Path::new(word("work"));
     let device: Device = word("device").parse().unwrap();
     let (base, delta) = (text(&example("base")), text(&work.join("delta")));
-    let told = if let Some(mode) = asked["compress"].as_str() {
+    let told = if asked["svd"] == true {
+        // Matrices, and rows of zeros and ones: whatever there is.
+        let compress = SvdCompress::new(base, text(&example(word("finetune"))))
+            .rank(SvdRank::Auto)
+            .precision(Precision::F32)
+            .embeddings(true)
+            .device(device);
+        let compress = compress.threads(2).output(text(&work.join("out")));
+        match compress.open_options(options(work)).run().await {
+            Ok((manifest, metrics)) => {
+                let all = manifest.tensors.iter();
+                let told =
+                    all.filter_map(|t| Some((&t.tensor, t.ranks.clone(), t.quality.first()?)));
+                let told: Vec<Value> = told
+                    .map(|(name, ranks, q)| json!([name, ranks, q.relative_error, q.sigma_k]))
+                    .collect();
+                json!({ "tensors": told, "device_matrices": metrics.device_matrices })
+            }
+            Err(error) => json!({ "error": error.to_string(), "code": error.exit_code() }),
+        }
+    } else if let Some(mode) = asked["compress"].as_str() {
         let finetune = example(word("finetune"));
         let compress = Compress::new(base, text(&finetune)).device(device);
         let granularity = (mode == "int8").then_some(Granularity::Row);
@@ -105,6 +125,10 @@ impl Work {
         let built = std::env::current_exe().unwrap();
         let built = built.with_file_name("libsparse_gpu_standin.so");
         std::fs::copy(built, driver.path().join("libcuda.so")).unwrap();
+        // The same library by another name: it stands in for cuBLAS too.
+        for name in ["libcublas.so.12", "libcublas.so"] {
+            std::os::unix::fs::symlink("libcuda.so", driver.path().join(name)).unwrap();
+        }
         Compress::new(text(&example("base")), text(&example(finetune)))
             .output(text(&folder.path().join("delta")))
             .open_options(options(folder.path()))
@@ -158,6 +182,17 @@ impl Work {
         }
         self.nothing_left(&log);
         told
+    }
+
+    /// Approximates the fine-tune: how near each tensor came, or an error and nothing.
+    fn approximate(&self, device: &str, fails: &str) -> (Value, String) {
+        let asked = json!({ "device": device, "svd": true, "finetune": self.finetune });
+        let (told, log) = self.ask(asked, fails);
+        if told["error"].is_null() {
+            std::fs::remove_dir_all(self.folder.path().join("out")).unwrap();
+        }
+        self.nothing_left(&log);
+        (told, log)
     }
 
     fn nothing_left(&self, log: &str) {
@@ -249,4 +284,109 @@ async fn deltas_are_the_same_everywhere() {
             assert!(told["error"].is_string(), "{fails}: {told}");
         }
     }
+}
+
+/// A GPU's factors are as near to the difference as the CPU's, tensor by tensor, of the same ranks.
+fn are_as_near(found: &Value, wanted: &Value) {
+    let tensors = |told: &Value| told["tensors"].as_array().unwrap().clone();
+    let (found, wanted) = (tensors(found), tensors(wanted));
+    assert_eq!(found.len(), wanted.len());
+    for (found, wanted) in found.iter().zip(&wanted) {
+        assert_eq!((&found[0], &found[1]), (&wanted[0], &wanted[1]));
+        for number in [2, 3] {
+            let [a, b] = [found, wanted].map(|told| told[number].as_f64().unwrap());
+            assert!((a - b).abs() <= 1e-4 * b, "{found} {wanted}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn approximations_are_as_near_everywhere() {
+    let work = Work::new("sft").await;
+    let (cpu, _) = work.approximate("cpu", "lost:0");
+    assert_eq!(cpu["device_matrices"], 0);
+    let (cuda, _) = work.approximate("cuda", "");
+    are_as_near(&cuda, &cpu);
+    let matrices = cuda["device_matrices"].as_u64().unwrap();
+    assert!(matrices > 10, "{cuda}");
+    let mut midway = 0;
+    for fails in [
+        "",
+        "alloc:30",
+        "pinned:2",
+        "launch:50",
+        "blas:9",
+        "lost:400",
+    ] {
+        let (auto, log) = work.approximate("auto", fails);
+        are_as_near(&auto, &cpu);
+        let done = auto["device_matrices"].as_u64().unwrap();
+        assert_eq!(done == matrices, fails.is_empty(), "{fails}: {auto} {log}");
+        midway += u32::from(done > 0 && done < matrices);
+    }
+    assert!(midway > 1, "{midway}");
+    for (fails, says) in [
+        ("pinned:2", "the GPU's memory is full"),
+        ("launch:50", "the GPU failed"),
+        ("blas:9", "the GPU failed"),
+        ("lost:400", "the GPU failed"),
+    ] {
+        let (told, _) = work.approximate("cuda", fails);
+        let error = told["error"].as_str().unwrap_or_default();
+        assert!(error.contains(says) && told["code"] == 1, "{fails}: {told}");
+    }
+    // What was decomposed before the failures is taken up.
+    let (again, _) = work.approximate("cuda", "");
+    are_as_near(&again, &cpu);
+}
+
+#[tokio::test]
+async fn approximations_without_cublas_are_the_cpus() {
+    let work = Work::new("sft").await;
+    let names = ["", ".12", ".11", ".10", ".9"].map(|version| format!("libcublas.so{version}"));
+    for name in names {
+        // What is no library hides a real one.
+        let path = work.driver.path().join(name);
+        if path.is_symlink() {
+            std::fs::remove_file(&path).unwrap();
+        }
+        std::fs::write(path, "").unwrap();
+    }
+    let (auto, _) = work.approximate("auto", "");
+    assert_eq!(auto["device_matrices"], 0, "{auto}");
+    let (cuda, _) = work.approximate("cuda", "");
+    let error = cuda["error"].as_str().unwrap_or_default();
+    assert!(error.contains("libcublas.so.12 was not found"), "{cuda}");
+    assert_eq!(cuda["code"], 2);
+    // Nothing but decompositions needs it.
+    assert!(work.rebuild("cuda", "")["error"].is_null());
+}
+
+/// Codes of INT8 and bases of another dtype are rebuilt on the device as well.
+#[tokio::test]
+async fn int8_is_rebuilt_on_the_device() {
+    let work = Work::new("sft").await;
+    let delta = work.folder.path().join("delta");
+    std::fs::remove_dir_all(&delta).unwrap();
+    Compress::new(text(&example("base")), text(&example("sft")))
+        .mode(Mode::parse("int8", Some(Granularity::Group)).unwrap())
+        .output(text(&delta))
+        .open_options(options(work.folder.path()))
+        .run()
+        .await
+        .unwrap();
+    let told = |device: &str, fails: &str| {
+        let (told, log) = work.ask(json!({ "device": device }), fails);
+        let out = work.folder.path().join("out");
+        let made = hashes(&out);
+        std::fs::remove_dir_all(out).unwrap();
+        work.nothing_left(&log);
+        (told["device_blocks"].as_u64().unwrap(), made)
+    };
+    let (none, wanted) = told("cpu", "");
+    assert_eq!(none, 0);
+    let (all, made) = told("cuda", "");
+    assert!(all > 10 && made == wanted, "{all}");
+    let (some, made) = told("auto", "launch:4");
+    assert!(some < all && made == wanted, "{some}");
 }

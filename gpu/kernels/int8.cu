@@ -156,11 +156,11 @@ static __device__ __forceinline__ void quantise(const typename Float<D>::Word *t
     }
 }
 
-// Without a base the value alone.
+// Without a base the value alone. Words and codes begin with the element `first`, scales with the tensor's.
 template <int D>
 static __device__ __forceinline__ void apply(const typename Float<D>::Word *base,
                                              const signed char *codes, const float *scales,
-                                             u64 row, u64 group, u64 per_row, u64 count,
+                                             u64 row, u64 group, u64 per_row, u64 first, u64 count,
                                              typename Float<D>::Word *out) {
     Segments segments = {row, group, per_row};
     u64 i = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * RUN;
@@ -181,12 +181,12 @@ static __device__ __forceinline__ void apply(const typename Float<D>::Word *base
 #pragma unroll
         for (int k = 0; k < RUN; k++) c[k] = i + k < count ? codes[i + k] : 0;
     }
-    u64 segment = segments.of(i), end = segments.end(segment);
+    u64 segment = segments.of(first + i), end = segments.end(segment) - first;
     float scale = scales[segment];
 #pragma unroll
     for (int k = 0; k < RUN; k++) {
         if (i + k >= end && i + k < count) {
-            end = segments.end(++segment);
+            end = segments.end(++segment) - first;
             scale = scales[segment];
         }
         float b = Float<D>::value(words[k]);
@@ -212,8 +212,8 @@ static __device__ __forceinline__ void apply(const typename Float<D>::Word *base
     }                                                                                             \
     extern "C" __global__ void __launch_bounds__(256) int8_apply_##NAME(                          \
         const Float<D>::Word *base, const signed char *codes, const float *scales, u64 row,       \
-        u64 group, u64 per_row, u64 count, Float<D>::Word *out) {                                 \
-        apply<D>(base, codes, scales, row, group, per_row, count, out);                           \
+        u64 group, u64 per_row, u64 first, u64 count, Float<D>::Word *out) {                      \
+        apply<D>(base, codes, scales, row, group, per_row, first, count, out);                    \
     }
 
 KERNELS(bf16, BF16)

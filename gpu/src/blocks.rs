@@ -64,8 +64,7 @@ impl Blocks {
     /// Bytes of a tensor whose blocks are best decoded together; `None` where the CPU does them.
     pub fn chunk(&self, decoder: &TensorDecoder) -> Option<usize> {
         self.compute.device()?;
-        let ring = self.ring.as_ref()?;
-        BlockRing::takes(decoder).then_some(ring.chunk())
+        self.ring.as_ref()?.chunk(decoder)
     }
 
     /// Decodes consecutive blocks of a tensor, from its `first` on, into `out`, which begins where they do. Gives those that

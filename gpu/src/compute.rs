@@ -31,6 +31,10 @@ impl Compute {
         })
     }
 
+    pub(crate) fn choice(&self) -> Choice {
+        self.choice
+    }
+
     /// The GPU, while it is used.
     pub fn device(&self) -> Option<&Arc<Device>> {
         self.device

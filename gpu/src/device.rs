@@ -5,8 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, LaunchConfig,
-    PinnedHostSlice, ValidAsZeroBits,
+    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr,
+    LaunchConfig, PinnedHostSlice, ValidAsZeroBits, sys,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -76,6 +76,13 @@ impl Device {
         self.context.new_stream().during("opening a stream")
     }
 
+    /// An event that many threads may wait for without spinning.
+    pub(crate) fn new_event(&self) -> Result<CudaEvent, GpuError> {
+        self.context
+            .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
+            .during("preparing the ring")
+    }
+
     /// A kernel; its module is loaded the first time.
     pub(crate) fn function(&self, module: Module, name: &str) -> Result<CudaFunction, GpuError> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,13 +128,23 @@ impl Device {
         from: &CudaSlice<T>,
         len: usize,
     ) -> Result<Vec<T>, GpuError> {
+        self.download_in(&self.stream, from, len)
+    }
+
+    /// As [`Self::download`], in the order of another stream.
+    pub(crate) fn download_in<T: DeviceRepr + Default + Clone>(
+        &self,
+        stream: &Arc<CudaStream>,
+        from: &CudaSlice<T>,
+        len: usize,
+    ) -> Result<Vec<T>, GpuError> {
         let mut to = vec![T::default(); len];
         if len > 0 {
-            self.stream
+            stream
                 .memcpy_dtoh(&from.slice(..len), &mut to)
                 .during("copying from the device")?;
         }
-        self.settle()?;
+        self.wait_for(stream)?;
         Ok(to)
     }
 
@@ -158,7 +175,11 @@ impl Device {
 
     /// Waits for the stream, and reports what went wrong where no result could be given.
     pub(crate) fn settle(&self) -> Result<(), GpuError> {
-        self.stream.synchronize().during("waiting for the device")?;
+        self.wait_for(&self.stream)
+    }
+
+    fn wait_for(&self, stream: &CudaStream) -> Result<(), GpuError> {
+        stream.synchronize().during("waiting for the device")?;
         self.context.check_err().during("waiting for the device")
     }
 }

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::{
-    CudaEvent, CudaSlice, CudaStream, DevicePtr as _, DevicePtrMut as _, PinnedHostSlice,
-    PushKernelArg, sys,
+    CudaSlice, CudaStream, DevicePtr as _, DevicePtrMut as _, PinnedHostSlice, PushKernelArg,
 };
 use sparse_codec::{Coding, DType, Moved, StripCode, TensorEncoder};
 
 use crate::error::During;
 use crate::kernels::{Module, dtype_name};
+use crate::lane::{Down, Lanes, Own, Up};
 use crate::needs::{Held, Needs};
-use crate::ring::{drain, fill, send};
 use crate::slots::Slots;
 use crate::strips::{DeviceTables, Staged, Strip, TableCache};
 use crate::{Compute, Device, GpuError};
@@ -118,30 +117,23 @@ impl Encoding {
 pub struct ForEncoding(Held);
 
 struct EncodeRing {
-    device: Arc<Device>,
+    lanes: Lanes,
     slots: Slots<Slot>,
     tables: TableCache,
-    up: Arc<CudaStream>,
-    down: Arc<CudaStream>,
 }
 
 struct Slot {
-    up_target: PinnedHostSlice<u8>,
-    up_base: PinnedHostSlice<u8>,
-    up_staged: PinnedHostSlice<u8>,
-    up_strips: PinnedHostSlice<Strip>,
-    down_found: PinnedHostSlice<u32>,
-    down: PinnedHostSlice<u8>,
-    target: CudaSlice<u8>,
-    base: CudaSlice<u8>,
+    own: Own,
+    target: Up<u8>,
+    base: Up<u8>,
+    staged: Up<u8>,
+    strips: Up<Strip>,
     predictions: CudaSlice<u8>,
     classes: CudaSlice<u8>,
-    staged: CudaSlice<u8>,
-    strips: CudaSlice<Strip>,
     scratch: CudaSlice<u8>,
-    found: CudaSlice<u32>,
-    compute: Arc<CudaStream>,
-    done: CudaEvent,
+    found: Down<u32>,
+    /// What strips came to, of any place of `scratch`.
+    parts: PinnedHostSlice<u8>,
     /// Scales of rows, before they are copied to pinned memory.
     scales: Staged,
 }
@@ -159,11 +151,9 @@ struct Run<'r> {
 impl EncodeRing {
     fn new(device: &Arc<Device>, slots: usize) -> Result<Self, GpuError> {
         Ok(Self {
-            device: Arc::clone(device),
+            lanes: Lanes::new(device)?,
             slots: Slots::new(slots),
             tables: TableCache::default(),
-            up: device.new_stream()?,
-            down: device.new_stream()?,
         })
     }
 
@@ -206,11 +196,12 @@ impl EncodeRing {
             bytes,
         };
         let needs = tensor.0.get(
-            &self.device,
+            &self.lanes.device,
             &self.tables,
             Some(run.coding.tables),
             false,
             &run.coding.moved,
+            None,
         )?;
         let mut lent = self.slots.lend(|| self.slot())?;
         let slot = lent
@@ -218,49 +209,34 @@ impl EncodeRing {
             .ok_or_else(|| GpuError::unsupported("a ring without slots"))?;
         let done = self.work(slot, &run, &needs, target, base);
         if done.is_err() {
-            // No copy may be under way when the buffers are used again: slices of pinned memory carry no event.
-            drain(&[&self.up, &slot.compute, &self.down]);
+            self.lanes.drain(&slot.own);
         }
         done
     }
 
     fn slot(&self) -> Result<Slot, GpuError> {
-        let device = &self.device;
         let bytes = BLOCK * WIDEST;
-        let slot = Slot {
-            up_target: device.pinned(bytes, false)?,
-            up_base: device.pinned(bytes, false)?,
-            // Scales: rows are rarely shorter than 64 words, and a block of more is left to the CPU.
-            up_staged: device.pinned(BLOCK / 8, false)?,
-            up_strips: device.pinned(STRIPS, false)?,
-            down_found: device.pinned(STRIPS * FOUND, true)?,
-            down: device.pinned(2 * bytes, true)?,
-            target: device.alloc(bytes)?,
-            base: device.alloc(bytes)?,
-            predictions: device.alloc(bytes)?,
-            classes: device.alloc(BLOCK)?,
-            staged: device.alloc(BLOCK / 8)?,
-            strips: device.alloc(STRIPS)?,
-            scratch: device.alloc((BLOCK + 32 * STRIPS) * (PARTS + WIDEST) + 72 * STRIPS)?,
-            found: device.alloc(STRIPS * FOUND)?,
-            compute: device.new_stream()?,
-            // Many threads wait, and shall not spin.
-            done: device
-                .context()
-                .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
-                .during("preparing the ring")?,
-            scales: Staged::default(),
-        };
-        // Memory is allocated in the order of the device's own stream, and other streams use it.
-        device.settle()?;
-        Ok(slot)
+        self.lanes.slot(|device, own| {
+            Ok(Slot {
+                own,
+                target: Up::new(device, bytes)?,
+                base: Up::new(device, bytes)?,
+                // Scales: rows are rarely shorter than 64 words, and a block of more is left to the CPU.
+                staged: Up::new(device, BLOCK / 8)?,
+                strips: Up::new(device, STRIPS)?,
+                predictions: device.alloc(bytes)?,
+                classes: device.alloc(BLOCK)?,
+                scratch: device.alloc((BLOCK + 32 * STRIPS) * (PARTS + WIDEST) + 72 * STRIPS)?,
+                found: Down::new(device, STRIPS * FOUND)?,
+                parts: device.pinned(2 * bytes, true)?,
+                scales: Staged::default(),
+            })
+        })
     }
 
     fn wait(&self, slot: &Slot) -> Result<(), GpuError> {
-        slot.done.record(&self.down).during("queueing a block")?;
-        slot.done.synchronize().during("waiting for a block")?;
-        let context = self.device.context();
-        context.check_err().during("waiting for a block")
+        self.lanes.end(&slot.own)?;
+        self.lanes.wait(&slot.own)
     }
 
     fn work(
@@ -271,104 +247,46 @@ impl EncodeRing {
         target: &[u8],
         base: &[u8],
     ) -> Result<Option<Vec<Encoded>>, GpuError> {
-        if !self.stage(slot, run, target, base)? {
+        let strips = slot.stage(run)?;
+        let (target, base) = (target.get(run.bytes.clone()), base.get(run.bytes.clone()));
+        let (Some(target), Some(base), true) =
+            (target, base, slot.scales.bytes.len() <= slot.staged.len())
+        else {
             return Ok(None);
-        }
+        };
+        let up = &self.lanes.up;
+        slot.target.send(up, target)?;
+        slot.base.send(up, base)?;
+        slot.staged.send(up, &slot.scales.bytes)?;
+        slot.strips.send(up, &strips)?;
         self.launch(slot, run, needs)?;
         let count = run.strips.len();
-        let to = slot.down_found.as_mut_slice().during("emptying the ring")?;
-        self.down
-            .memcpy_dtoh(&slot.found.slice(..count * FOUND), &mut to[..count * FOUND])
-            .during("copying from the device")?;
+        slot.found.fetch(&self.lanes.down, 0..count * FOUND)?;
         self.wait(slot)?;
-        let found = slot.down_found.as_slice().during("emptying the ring")?;
-        let found: Vec<Found> = found
-            .chunks_exact(FOUND)
-            .take(count)
-            .map(Found::new)
-            .collect();
+        let found = slot.found.get()?.chunks_exact(FOUND);
+        let found: Vec<Found> = found.take(count).map(Found::new).collect();
         self.gather(slot, run, &found)
     }
 
-    /// Puts a block into a slot's pinned memory; whether it fits.
-    fn stage(
-        &self,
-        slot: &mut Slot,
-        run: &Run<'_>,
-        target: &[u8],
-        base: &[u8],
-    ) -> Result<bool, GpuError> {
-        let coding = &run.coding;
-        let width = coding.dtype.word_bytes();
-        let moves = !matches!(coding.moved, Moved::No);
-        let has_classes = matches!(coding.moved, Moved::LowRank(_));
-        slot.scales.clear();
-        let compute = &slot.compute;
-        let target_at = slot.target.device_ptr(compute).0;
-        let prediction_at = if moves {
-            slot.predictions.device_ptr(compute).0
-        } else {
-            slot.base.device_ptr(compute).0
-        };
-        let classes_at = slot.classes.device_ptr(compute).0;
-        let staged_at = slot.staged.device_ptr(compute).0;
-        let scratch_at = slot.scratch.device_ptr_mut(compute).0;
-        let mut strips = Vec::with_capacity(run.strips.len());
-        for (words, scratch) in run.strips.iter().zip(&run.scratch) {
-            let strip = slot.scales.strip(coding, words)?;
-            let at = (words.start * width - run.bytes.start) as u64;
-            strips.push(Strip {
-                prediction: prediction_at + at,
-                classes: if has_classes {
-                    classes_at + at / width as u64
-                } else {
-                    0
-                },
-                words: target_at + at,
-                scales: staged_at + strip.scales,
-                coded: scratch_at + *scratch as u64,
-                ..strip
-            });
-        }
-        if slot.scales.bytes.len() > slot.up_staged.len() {
-            return Ok(false);
-        }
-        let (Some(target), Some(base)) =
-            (target.get(run.bytes.clone()), base.get(run.bytes.clone()))
-        else {
-            return Ok(false);
-        };
-        fill(&mut slot.up_target, target)?;
-        fill(&mut slot.up_base, base)?;
-        fill(&mut slot.up_staged, &slot.scales.bytes)?;
-        fill(&mut slot.up_strips, &strips)?;
-        Ok(true)
-    }
-
-    /// Queues copies and kernels.
+    /// Queues kernels.
     fn launch(&self, slot: &mut Slot, run: &Run<'_>, needs: &Needs) -> Result<(), GpuError> {
         let dtype = run.coding.dtype;
         let width = dtype.word_bytes();
         let bytes = run.bytes.len();
         let count = run.strips.len();
-        let compute = Arc::clone(&slot.compute);
-        send(&self.up, &slot.up_target, &mut slot.target, bytes)?;
-        send(&self.up, &slot.up_base, &mut slot.base, bytes)?;
-        let scales = slot.scales.bytes.len();
-        send(&self.up, &slot.up_staged, &mut slot.staged, scales)?;
-        send(&self.up, &slot.up_strips, &mut slot.strips, count)?;
+        let compute = Arc::clone(&slot.own.compute);
         needs.moved.apply(
-            &self.device,
+            &self.lanes.device,
             &compute,
             dtype,
-            &slot.base,
+            &slot.base.on_device,
             &mut slot.predictions,
             &mut slot.classes,
             run.bytes.start / width,
             bytes / width,
         )?;
         compute
-            .memset_zeros(&mut slot.found.slice_mut(..count * FOUND))
+            .memset_zeros(&mut slot.found.on_device.slice_mut(..count * FOUND))
             .during("encoding")?;
         for (words, scratch) in run.strips.iter().zip(&run.scratch) {
             // Raw bits are put there one by one.
@@ -380,9 +298,9 @@ impl EncodeRing {
         }
         // The kernel reaches these by the addresses in its strips: they are waited for before it is queued, and marked after.
         let _uses = (
-            slot.target.device_ptr(&compute),
-            slot.base.device_ptr(&compute),
-            slot.staged.device_ptr(&compute),
+            slot.target.on_device.device_ptr(&compute),
+            slot.base.on_device.device_ptr(&compute),
+            slot.staged.on_device.device_ptr(&compute),
             slot.predictions.device_ptr(&compute),
             slot.classes.device_ptr(&compute),
             slot.scratch.device_ptr_mut(&compute),
@@ -391,12 +309,12 @@ impl EncodeRing {
             return Err(GpuError::unsupported("strips without tables"));
         };
         launch(
-            &self.device,
+            &self.lanes.device,
             &compute,
             dtype,
             tables,
-            &slot.strips,
-            &mut slot.found,
+            &slot.strips.on_device,
+            &mut slot.found.on_device,
             count,
         )
     }
@@ -408,7 +326,7 @@ impl EncodeRing {
         run: &Run<'_>,
         found: &[Found],
     ) -> Result<Option<Vec<Encoded>>, GpuError> {
-        let down = slot.down.as_mut_slice().during("emptying the ring")?;
+        let down = slot.parts.as_mut_slice().during("emptying the ring")?;
         let mut at = 0;
         let mut parts = Vec::with_capacity(found.len());
         for ((found, words), scratch) in found.iter().zip(&run.strips).zip(&run.scratch) {
@@ -423,7 +341,8 @@ impl EncodeRing {
                     let Some(from) = slot.scratch.try_slice(from) else {
                         return Ok(None);
                     };
-                    self.down
+                    self.lanes
+                        .down
                         .memcpy_dtoh(&from, place)
                         .during("copying from the device")?;
                 }
@@ -446,7 +365,7 @@ impl EncodeRing {
             }
         }
         self.wait(slot)?;
-        let down = slot.down.as_slice().during("emptying the ring")?;
+        let down = slot.parts.as_slice().during("emptying the ring")?;
         let part = |range: &Range<usize>| down.get(range.clone()).unwrap_or_default();
         let numbers = |bytes: &'_ [u8]| -> Vec<u32> {
             let words = bytes.as_chunks::<4>().0.iter();
@@ -468,6 +387,43 @@ impl EncodeRing {
             }
         });
         Ok(Some(strips.collect()))
+    }
+}
+
+impl Slot {
+    /// A block's strips, by the addresses of the slot's buffers, and the scales of their rows.
+    fn stage(&mut self, run: &Run<'_>) -> Result<Vec<Strip>, GpuError> {
+        let coding = &run.coding;
+        let width = coding.dtype.word_bytes();
+        let compute = &self.own.compute;
+        let target_at = self.target.on_device.device_ptr(compute).0;
+        let prediction_at = if matches!(coding.moved, Moved::No) {
+            self.base.on_device.device_ptr(compute).0
+        } else {
+            self.predictions.device_ptr(compute).0
+        };
+        let has_classes = matches!(coding.moved, Moved::LowRank(_));
+        let classes_at = self.classes.device_ptr(compute).0;
+        let staged_at = self.staged.on_device.device_ptr(compute).0;
+        let scratch_at = self.scratch.device_ptr_mut(compute).0;
+        self.scales.clear();
+        let strip = |(words, scratch): (&Range<usize>, &usize)| {
+            let strip = self.scales.strip(coding, words)?;
+            let at = (words.start * width - run.bytes.start) as u64;
+            Ok(Strip {
+                prediction: prediction_at + at,
+                classes: if has_classes {
+                    classes_at + at / width as u64
+                } else {
+                    0
+                },
+                words: target_at + at,
+                scales: staged_at + strip.scales,
+                coded: scratch_at + *scratch as u64,
+                ..strip
+            })
+        };
+        run.strips.iter().zip(&run.scratch).map(strip).collect()
     }
 }
 

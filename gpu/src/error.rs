@@ -1,10 +1,12 @@
 //! What can go wrong on a device.
 
+use cudarc::cublas::result::CublasError;
 use cudarc::driver::DriverError;
 use sparse_codec::CodecError;
+use sparse_svd::SvdError;
 use thiserror::Error;
 
-use crate::Absent;
+use crate::{Absent, NoBlas};
 
 /// A failure on a GPU. The caller adds file and tensor.
 #[derive(Debug, Error)]
@@ -12,6 +14,11 @@ pub enum GpuError {
     /// A GPU was asked for and there is none that can be used.
     #[error("no GPU can be used: {0}; use the device auto or cpu to compute on the CPU")]
     Absent(#[from] Absent),
+    /// A GPU was asked for to decompose, and there is no cuBLAS that can be used.
+    #[error(
+        "singular value decompositions on a GPU need cuBLAS: {0}; use the device auto or cpu to decompose on the CPU"
+    )]
+    NoBlas(#[from] NoBlas),
     /// The device has not the memory.
     #[error(
         "the GPU's memory is full ({what}): close what else uses it, or use the device auto or cpu"
@@ -30,6 +37,24 @@ pub enum GpuError {
         /// What the driver says.
         error: DriverError,
     },
+    /// cuBLAS reports an error.
+    #[error(
+        "the GPU failed ({what}: {error}): nothing was written; try again, or use the device cpu to compute on the CPU"
+    )]
+    Blas {
+        /// What was being done.
+        what: &'static str,
+        /// What cuBLAS says.
+        error: CublasError,
+    },
+    /// Of finite numbers came others.
+    #[error(
+        "the GPU computed wrongly ({what}): it, its driver or cuBLAS is at fault; nothing was written; use the device cpu to compute on the CPU"
+    )]
+    Wrong {
+        /// What is wrong.
+        what: &'static str,
+    },
     /// A difference is infinite or not a number, so no scale fits it.
     #[error("element {element} of the difference is not finite: store the tensor exactly")]
     NotFinite {
@@ -45,6 +70,9 @@ pub enum GpuError {
     /// A block that no encoder wrote, or another base.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// A difference that cannot be decomposed, and a decomposition that was stopped.
+    #[error(transparent)]
+    Svd(#[from] SvdError),
     /// A variant was left half switched by an earlier error.
     #[error("the variant on the GPU is not whole since an earlier error: switch again")]
     Broken,
@@ -59,7 +87,12 @@ impl GpuError {
     pub fn is_of_device(&self) -> bool {
         matches!(
             self,
-            Self::Absent(_) | Self::Memory { .. } | Self::Driver { .. }
+            Self::Absent(_)
+                | Self::NoBlas(_)
+                | Self::Memory { .. }
+                | Self::Driver { .. }
+                | Self::Blas { .. }
+                | Self::Wrong { .. }
         )
     }
 }

@@ -3,12 +3,14 @@
 //! With `d = target - base`, a segment's scale is `max |d| / 127`, an element's code the nearest integer to `d / scale`, ties
 //! to even, and the rebuilt element `base + code * scale`, rounded once; a code of 0 leaves the base's bits.
 
-use cudarc::driver::{CudaSlice, CudaStream, PushKernelArg};
+use std::ops::Range;
+
+use cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, PushKernelArg};
 use sparse_codec::{DType, TensorView};
 
 use crate::device::launch_over;
 use crate::error::During;
-use crate::kernels::{Module, dtype_name, pointer_or_null};
+use crate::kernels::{Module, NULL, dtype_name, pointer_or_null};
 use crate::{Device, GpuError};
 
 /// Elements of a segment that a warp looks at.
@@ -56,11 +58,14 @@ impl Segments {
         codes: &CudaSlice<i8>,
     ) -> Result<(), GpuError> {
         if self.count(count)? > scales.len() as u64 || count > codes.len() as u64 {
-            return Err(GpuError::unsupported(
-                "INT8 codes and words differ in number",
-            ));
+            return Err(differ());
         }
         Ok(())
+    }
+
+    /// The segment of an element.
+    fn of(&self, element: u64) -> u64 {
+        element / self.row * self.per_row() + element % self.row / self.group
     }
 
     /// How many segments so many elements have.
@@ -133,12 +138,14 @@ impl Codes {
             device,
             stream,
             dtype,
-            base,
-            &self.codes,
+            base.map(|base| base.as_view()).as_ref(),
+            &self
+                .codes
+                .slice(..usize::try_from(self.count).unwrap_or(usize::MAX)),
             &self.scales,
             self.segments,
-            self.count,
-            out,
+            0..self.count,
+            &mut out.as_view_mut(),
         )
     }
 }
@@ -224,38 +231,51 @@ pub(crate) fn launch_quantise(
     Ok(())
 }
 
-/// Queues `out = base + codes * scales`; all hold `count` elements.
+/// Queues `out = base + codes * scales` of some elements, with which base, codes and `out` begin; scales begin with the tensor's.
+/// A code is a byte, and they are as many as elements.
 #[expect(clippy::too_many_arguments, reason = "the buffers and what they hold")]
-pub(crate) fn launch_apply(
+pub(crate) fn launch_apply<C: DeviceRepr>(
     device: &Device,
     stream: &CudaStream,
     dtype: DType,
-    base: Option<&CudaSlice<u8>>,
-    codes: &CudaSlice<i8>,
+    base: Option<&CudaView<'_, u8>>,
+    codes: &CudaView<'_, C>,
     scales: &CudaSlice<f32>,
     segments: Segments,
-    count: u64,
-    out: &mut CudaSlice<u8>,
+    elements: Range<u64>,
+    out: &mut CudaViewMut<'_, u8>,
 ) -> Result<(), GpuError> {
+    let (first, count) = (elements.start, elements.end.saturating_sub(elements.start));
     if count == 0 {
         return Ok(());
     }
-    segments.check(count, scales, codes)?;
-    holds(dtype, count, &[base, Some(out)])?;
+    let bytes = count.saturating_mul(dtype.word_bytes() as u64);
+    let short = |len: usize| (len as u64) < bytes;
+    if segments.of(elements.end - 1) >= scales.len() as u64
+        || count != codes.len() as u64
+        || base.is_some_and(|base| short(base.len()))
+        || short(out.len())
+    {
+        return Err(differ());
+    }
     let function = device.function(Module::Int8, &format!("int8_apply_{}", name(dtype)?))?;
     let config = launch_over(count.div_ceil(RUN), BLOCK)?;
     let per_row = segments.per_row();
     let mut launch = stream.launch_builder(&function);
-    pointer_or_null(&mut launch, base);
+    match base {
+        Some(base) => launch.arg(base),
+        None => launch.arg(&NULL),
+    };
     launch
         .arg(codes)
         .arg(scales)
         .arg(&segments.row)
         .arg(&segments.group)
         .arg(&per_row)
+        .arg(&first)
         .arg(&count)
         .arg(out);
-    // SAFETY: as above.
+    // SAFETY: the kernel's parameters in their order; the lines above checked that buffers and scales hold the elements.
     unsafe { launch.launch(config) }.during("applying INT8")?;
     Ok(())
 }
@@ -265,11 +285,13 @@ fn holds(dtype: DType, count: u64, buffers: &[Option<&CudaSlice<u8>>]) -> Result
     let bytes = count.saturating_mul(dtype.word_bytes() as u64);
     let short = |buffer: &CudaSlice<u8>| (buffer.len() as u64) < bytes;
     if buffers.iter().flatten().any(|buffer| short(buffer)) {
-        return Err(GpuError::unsupported(
-            "INT8 codes and words differ in number",
-        ));
+        return Err(differ());
     }
     Ok(())
+}
+
+fn differ() -> GpuError {
+    GpuError::unsupported("INT8 codes and words differ in number")
 }
 
 fn name(dtype: DType) -> Result<&'static str, GpuError> {

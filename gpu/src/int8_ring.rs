@@ -4,13 +4,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, PinnedHostSlice, sys};
+use cudarc::driver::{CudaSlice, CudaStream};
 use sparse_codec::{DType, Int8, Scales, TensorView};
 
 use crate::error::During;
 use crate::int8::{Segments, launch_apply, launch_largest, launch_quantise};
 use crate::kernels::dtype_name;
-use crate::ring::{drain, fill, send};
+use crate::lane::{Down, Lanes, Own, Up};
 use crate::slots::{Lent, Slots};
 use crate::{Device, GpuError};
 
@@ -19,30 +19,20 @@ const WIDEST: usize = 4;
 
 /// The ring.
 pub(crate) struct Int8Ring {
-    device: Arc<Device>,
+    lanes: Lanes,
     chunk: usize,
     slots: Slots<Slot>,
-    up: Arc<CudaStream>,
-    down: Arc<CudaStream>,
 }
 
 struct Slot {
-    up: PinnedHostSlice<u8>,
-    up_base: PinnedHostSlice<u8>,
-    up_scales: PinnedHostSlice<f32>,
-    down: PinnedHostSlice<u8>,
-    down_largest: PinnedHostSlice<u32>,
-    down_bad: PinnedHostSlice<u64>,
-    target: CudaSlice<u8>,
-    base: CudaSlice<u8>,
-    scales: CudaSlice<f32>,
-    largest: CudaSlice<u32>,
-    bad: CudaSlice<u64>,
+    own: Own,
+    target: Up<u8>,
+    base: Up<u8>,
+    scales: Up<f32>,
     codes: CudaSlice<i8>,
-    out: CudaSlice<u8>,
-    compute: Arc<CudaStream>,
-    /// Recorded when everything of a piece is on the host.
-    done: CudaEvent,
+    largest: Down<u32>,
+    bad: Down<u64>,
+    out: Down<u8>,
 }
 
 /// A part of a tensor, with segments that begin with it.
@@ -123,11 +113,9 @@ impl Iterator for Pieces {
 impl Int8Ring {
     pub(crate) fn new(device: &Arc<Device>, chunk: usize, slots: usize) -> Result<Self, GpuError> {
         Ok(Self {
-            device: Arc::clone(device),
+            lanes: Lanes::new(device)?,
             chunk: chunk.max(1),
             slots: Slots::new(slots),
-            up: device.new_stream()?,
-            down: device.new_stream()?,
         })
     }
 
@@ -155,36 +143,29 @@ impl Int8Ring {
             |slot, piece| {
                 self.send_words(slot, piece, dtype, target.data, base)?;
                 let count = piece.scales.len();
-                let compute = Arc::clone(&slot.compute);
+                let compute = Arc::clone(&slot.own.compute);
                 compute
-                    .memset_zeros(&mut slot.largest.slice_mut(..count))
+                    .memset_zeros(&mut slot.largest.on_device.slice_mut(..count))
                     .during("finding INT8 scales")?;
-                fill_bad(&compute, &mut slot.bad)?;
+                fill_bad(&compute, &mut slot.bad.on_device)?;
                 launch_largest(
-                    &self.device,
+                    &self.lanes.device,
                     &compute,
                     dtype,
-                    &slot.target,
-                    base.map(|_| &slot.base),
+                    &slot.target.on_device,
+                    base.map(|_| &slot.base.on_device),
                     piece.segments,
                     count as u64,
-                    &mut slot.largest,
-                    &mut slot.bad,
+                    &mut slot.largest.on_device,
+                    &mut slot.bad.on_device,
                 )?;
-                let to = slot.down_largest.as_mut_slice().during("emptying")?;
-                self.down
-                    .memcpy_dtoh(&slot.largest.slice(..count), &mut to[..count])
-                    .during("copying from the device")?;
-                let to = slot.down_bad.as_mut_slice().during("emptying")?;
-                self.down
-                    .memcpy_dtoh(&slot.bad, to)
-                    .during("copying from the device")
+                slot.largest.fetch(&self.lanes.down, 0..count)?;
+                slot.bad.fetch(&self.lanes.down, 0..1)
             },
             |slot, piece| {
-                let found = slot.down_largest.as_slice().during("emptying")?;
+                let found = slot.largest.get()?;
                 let found = found.get(..piece.scales.len()).unwrap_or_default();
-                let of_bad = slot.down_bad.as_slice().during("emptying")?;
-                if let Some(at) = of_bad.first().filter(|at| **at != u64::MAX) {
+                if let Some(at) = slot.bad.get()?.first().filter(|at| **at != u64::MAX) {
                     bad = bad.min(piece.elements.start as u64 + at);
                 }
                 // Parts of a row share its scale: bits of magnitudes are in their order.
@@ -221,42 +202,35 @@ impl Int8Ring {
             |slot, piece| {
                 self.send_words(slot, piece, dtype, target, base)?;
                 let of_piece = scales.get(piece.scales.clone()).unwrap_or_default();
-                fill(&mut slot.up_scales, of_piece)?;
-                send(&self.up, &slot.up_scales, &mut slot.scales, of_piece.len())?;
-                let (count, compute) = (piece.elements.len(), Arc::clone(&slot.compute));
-                let base = base.map(|_| &slot.base);
+                slot.scales.send(&self.lanes.up, of_piece)?;
+                let (count, compute) = (piece.elements.len(), Arc::clone(&slot.own.compute));
                 launch_quantise(
-                    &self.device,
+                    &self.lanes.device,
                     &compute,
                     dtype,
-                    &slot.target,
-                    base,
-                    &slot.scales,
+                    &slot.target.on_device,
+                    base.map(|_| &slot.base.on_device),
+                    &slot.scales.on_device,
                     piece.segments,
                     count as u64,
                     &mut slot.codes,
                 )?;
                 launch_apply(
-                    &self.device,
+                    &self.lanes.device,
                     &compute,
                     dtype,
-                    base,
-                    &slot.codes,
-                    &slot.scales,
+                    base.map(|_| slot.base.on_device.as_view()).as_ref(),
+                    &slot.codes.slice(..count),
+                    &slot.scales.on_device,
                     piece.segments,
-                    count as u64,
-                    &mut slot.out,
+                    0..count as u64,
+                    &mut slot.out.on_device.as_view_mut(),
                 )?;
-                let bytes = count * width;
-                let to = slot.down.as_mut_slice().during("emptying")?;
-                self.down
-                    .memcpy_dtoh(&slot.out.slice(..bytes), &mut to[..bytes])
-                    .during("copying from the device")
+                slot.out.fetch(&self.lanes.down, 0..count * width)
             },
             |slot, piece| {
-                let found = slot.down.as_slice().during("emptying")?;
                 let bytes = piece.elements.len() * width;
-                words.extend_from_slice(found.get(..bytes).unwrap_or_default());
+                words.extend_from_slice(slot.out.get()?.get(..bytes).unwrap_or_default());
                 Ok(())
             },
         )?;
@@ -286,8 +260,7 @@ impl Int8Ring {
                 }
             };
             let queued = match lent.slot() {
-                Some(slot) => queue(slot, &piece)
-                    .and_then(|()| slot.done.record(&self.down).during("queueing a piece")),
+                Some(slot) => queue(slot, &piece).and_then(|()| self.lanes.end(&slot.own)),
                 None => Err(GpuError::unsupported("a ring without slots")),
             };
             under_way.pieces.push_back((lent, piece));
@@ -311,42 +284,28 @@ impl Int8Ring {
         let bytes = piece.elements.start * width..piece.elements.end * width;
         let short = || GpuError::unsupported("a tensor is shorter than its shape");
         let words = target.get(bytes.clone()).ok_or_else(short)?;
-        fill(&mut slot.up, words)?;
-        send(&self.up, &slot.up, &mut slot.target, words.len())?;
+        slot.target.send(&self.lanes.up, words)?;
         if let Some(base) = base {
             let words = base.get(bytes).ok_or_else(short)?;
-            fill(&mut slot.up_base, words)?;
-            send(&self.up, &slot.up_base, &mut slot.base, words.len())?;
+            slot.base.send(&self.lanes.up, words)?;
         }
         Ok(())
     }
 
     fn slot(&self) -> Result<Slot, GpuError> {
-        let (device, chunk) = (&self.device, self.chunk);
-        let slot = Slot {
-            up: device.pinned(chunk * WIDEST, false)?,
-            up_base: device.pinned(chunk * WIDEST, false)?,
-            up_scales: device.pinned(chunk, false)?,
-            down: device.pinned(chunk * WIDEST, true)?,
-            down_largest: device.pinned(chunk, true)?,
-            down_bad: device.pinned(1, true)?,
-            target: device.alloc(chunk * WIDEST)?,
-            base: device.alloc(chunk * WIDEST)?,
-            scales: device.alloc(chunk)?,
-            largest: device.alloc(chunk)?,
-            bad: device.alloc(1)?,
-            codes: device.alloc(chunk)?,
-            out: device.alloc(chunk * WIDEST)?,
-            compute: device.new_stream()?,
-            // Many threads wait, and shall not spin.
-            done: device
-                .context()
-                .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
-                .during("preparing the ring")?,
-        };
-        // Memory is allocated in the order of the device's own stream, and other streams use it.
-        device.settle()?;
-        Ok(slot)
+        let chunk = self.chunk;
+        self.lanes.slot(|device, own| {
+            Ok(Slot {
+                own,
+                target: Up::new(device, chunk * WIDEST)?,
+                base: Up::new(device, chunk * WIDEST)?,
+                scales: Up::new(device, chunk)?,
+                codes: device.alloc(chunk)?,
+                largest: Down::new(device, chunk)?,
+                bad: Down::new(device, 1)?,
+                out: Down::new(device, chunk * WIDEST)?,
+            })
+        })
     }
 }
 
@@ -366,9 +325,7 @@ impl UnderWay<'_> {
             return Ok(());
         };
         if let Some(slot) = lent.slot() {
-            slot.done.synchronize().during("waiting for a piece")?;
-            let context = self.ring.device.context();
-            context.check_err().during("waiting for a piece")?;
+            self.ring.lanes.wait(&slot.own)?;
             take(slot, piece)?;
         }
         self.pieces.pop_front();
@@ -377,11 +334,10 @@ impl UnderWay<'_> {
 }
 
 impl Drop for UnderWay<'_> {
-    /// No copy may be under way when the buffers are used again: slices of pinned memory carry no event.
     fn drop(&mut self) {
         for (lent, _) in &mut self.pieces {
             if let Some(slot) = lent.slot() {
-                drain(&[&self.ring.up, &slot.compute, &self.ring.down]);
+                self.ring.lanes.drain(&slot.own);
             }
         }
     }

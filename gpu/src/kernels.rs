@@ -12,16 +12,20 @@ pub(crate) enum Module {
     Decode,
     Encode,
     Steps,
+    Cast,
+    Svd,
 }
 
 impl Module {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::LowRank,
         Self::Stats,
         Self::Int8,
         Self::Decode,
         Self::Encode,
         Self::Steps,
+        Self::Cast,
+        Self::Svd,
     ];
 
     pub(crate) fn ptx(self) -> &'static str {
@@ -32,6 +36,8 @@ impl Module {
             Self::Decode => include_str!("../kernels/decode.ptx"),
             Self::Encode => include_str!("../kernels/encode.ptx"),
             Self::Steps => include_str!("../kernels/steps.ptx"),
+            Self::Cast => include_str!("../kernels/cast.ptx"),
+            Self::Svd => include_str!("../kernels/svd.ptx"),
         }
     }
 
@@ -43,6 +49,8 @@ impl Module {
             Self::Decode => "decode",
             Self::Encode => "encode",
             Self::Steps => "steps",
+            Self::Cast => "cast",
+            Self::Svd => "svd",
         }
     }
 

@@ -9,13 +9,14 @@ use sparse_codec::{
     Adapter, BlockForm, CodecError, DType, EncodeOptions, LowRank, Scratch, TensorDecoder,
     TensorEncoder, TensorView,
 };
+use sparse_svd::Rank;
 
 use crate::error::During;
 use crate::int8::{Codes, Segments};
 use crate::strips::{DeviceTables, Staged, Strip};
 use crate::{
     Blocks, Choice, Compute, Device, DeviceMatrices, Encoding, ForEncoding, GpuError, OnDevice,
-    Ring, decode, predict_streamed,
+    Ring, SvdStreamed, decode, predict_streamed,
 };
 
 /// Rank of the low-rank update.
@@ -150,6 +151,36 @@ pub fn measure(device: &Arc<Device>, rows: u64, cols: u64) -> Result<Vec<Measure
     drop((out, base, classes));
     blocks(device, rows, cols, &mut all)?;
     Ok(all)
+}
+
+/// Measures the decomposition of a BF16 matrix's small update to a rank, from words in memory to factors in memory. Bytes are
+/// those of the words.
+///
+/// # Errors
+/// No cuBLAS that can be used, and failures of the device.
+pub fn measure_svd(
+    device: &Device,
+    rows: usize,
+    cols: usize,
+    rank: usize,
+) -> Result<Measurement, GpuError> {
+    let count = rows.saturating_mul(cols);
+    let (base, target) = tuned(count);
+    let shape = [rows as u64, cols as u64];
+    let view = |data| TensorView {
+        dtype: Some(DType::BF16),
+        shape: &shape,
+        data,
+    };
+    let all = SvdStreamed::open(Choice::Cuda)?;
+    let bytes = 4 * count as u64;
+    timed(device, "singular value decomposition", bytes, || {
+        let rank = Rank::Fixed(rank);
+        match all.decompose(view(&target), view(&base), rank, &|| Ok(()))? {
+            Some(_) => Ok(()),
+            None => Err(GpuError::unsupported("the matrix does not fit the GPU")),
+        }
+    })
 }
 
 /// Measures the decoding of strips that lie in the device's memory, and blocks from host to host on several threads.

@@ -67,7 +67,7 @@ pub struct Found {
     pub driver: (i32, i32),
     /// Devices there are; the first is used (`CUDA_VISIBLE_DEVICES` chooses).
     pub devices: i32,
-    /// Whether cuBLAS is there. No kernel needs it.
+    /// Whether cuBLAS can be used, which singular value decompositions need and nothing else does.
     pub cublas: bool,
 }
 
@@ -90,7 +90,7 @@ impl fmt::Display for Found {
             if self.cublas {
                 "cuBLAS"
             } else {
-                "no libcublas.so.12"
+                "no libcublas.so.12, so decompositions run on the CPU"
             },
         )
     }
@@ -234,14 +234,12 @@ fn look() -> Result<Found, Absent> {
     }
     // SAFETY: as above.
     let memory = unsafe { result::device::total_mem(device) }.map_err(broken)?;
-    // SAFETY: loading cuBLAS runs its initialisers, as using it would.
-    let cublas = unsafe { cudarc::cublas::sys::is_culib_present() };
     Ok(Found {
         name,
         capability: (major, minor),
         memory: memory as u64,
         driver,
         devices,
-        cublas,
+        cublas: crate::blas::present().is_ok(),
     })
 }

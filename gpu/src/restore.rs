@@ -194,7 +194,9 @@ impl<'a> Pending<'a> {
         device: &Arc<Device>,
         job: &Job<'_, '_>,
     ) -> Result<Option<Option<usize>>, GpuError> {
-        let Some(moved) = job.coded.decoder.moved() else {
+        let decoder = job.coded.decoder;
+        let same = [decoder.dtype(), decoder.base_dtype()] == [Some(job.dtype); 2];
+        let Some(moved) = decoder.moved().filter(|_| same) else {
             return Ok(None);
         };
         let moved = DeviceMoved::new(device, &moved)?;

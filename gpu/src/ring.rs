@@ -5,20 +5,22 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{
-    CudaEvent, CudaSlice, CudaStream, DevicePtr as _, DevicePtrMut as _, PinnedHostSlice, sys,
-};
-use sparse_codec::{BlockForm, Coding, DType, Moved, TensorDecoder};
+use cudarc::driver::{CudaSlice, DevicePtr as _, DevicePtrMut as _};
+use sparse_codec::{BlockForm, Coding, DType, Moved, Scratch, TensorDecoder};
 
 use crate::error::During;
+use crate::int8::{Segments, launch_apply};
 use crate::kernels::dtype_name;
+use crate::lane::{Down, Lanes, Own, Up};
 use crate::needs::{Held, Needs};
 use crate::slots::Slots;
 use crate::strips::{Staged, Strip, TableCache};
-use crate::{Device, GpuError, decode};
+use crate::{Device, GpuError, cast, decode};
 
 /// Words of the shortest strip but a tensor's last.
 const LEAST_STRIP: usize = 1 << 14;
+/// Where codes of INT8 begin in what is staged: they are read by vectors.
+const ALIGNED: usize = 16;
 
 /// What decoding a tensor's blocks needs on a device, put there with the first of them.
 #[derive(Debug, Default)]
@@ -26,37 +28,36 @@ pub struct OnDevice(Held);
 
 /// The ring.
 pub(crate) struct BlockRing {
-    device: Arc<Device>,
+    lanes: Lanes,
     chunk: usize,
     slots: Slots<Slot>,
     tables: TableCache,
-    up: Arc<CudaStream>,
-    down: Arc<CudaStream>,
 }
 
 struct Slot {
-    up: PinnedHostSlice<u8>,
-    up_staged: PinnedHostSlice<u8>,
-    up_strips: PinnedHostSlice<Strip>,
-    down: PinnedHostSlice<u8>,
-    down_status: PinnedHostSlice<u32>,
-    base: CudaSlice<u8>,
+    own: Own,
+    /// The base's words, of its own dtype.
+    base: Up<u8>,
+    staged: Up<u8>,
+    strips: Up<Strip>,
+    /// The base's words in the tensor's dtype, where that is another; there since the first such run.
+    cast: Option<CudaSlice<u8>>,
     predictions: CudaSlice<u8>,
     classes: CudaSlice<u8>,
-    staged: CudaSlice<u8>,
-    strips: CudaSlice<Strip>,
-    status: CudaSlice<u32>,
-    out: CudaSlice<u8>,
-    compute: Arc<CudaStream>,
-    /// Recorded when everything of a run is on the host.
-    done: CudaEvent,
-    /// Parts of strips, before they are copied to pinned memory.
+    out: Down<u8>,
+    status: Down<u32>,
+    /// Parts of strips and codes of INT8, before they are copied to pinned memory.
     parts: Staged,
+    scratch: Scratch,
 }
 
 /// A run of blocks, taken apart.
 struct Run<'r> {
+    decoder: &'r TensorDecoder,
+    /// The first of the blocks that were given.
+    first: usize,
     dtype: DType,
+    base: DType,
     moved: Moved<'r>,
     coding: Option<Coding<'r>>,
     /// Bytes of the tensor from its first block that the device does to its last.
@@ -65,27 +66,33 @@ struct Run<'r> {
     blocks: Vec<(usize, Range<usize>, BlockForm<'r>)>,
 }
 
+/// What a run comes to in a slot's pinned memory.
+struct Staging {
+    strips: Vec<Strip>,
+    /// The block of each strip.
+    numbers: Vec<usize>,
+    /// Where each block's codes of INT8 are in what is staged; `None` of other blocks, and of codes that are not sound.
+    codes: Vec<Option<Range<usize>>>,
+}
+
 impl BlockRing {
     /// A ring of slots that hold `chunk` bytes of a tensor each.
     pub(crate) fn new(device: &Arc<Device>, chunk: usize, slots: usize) -> Result<Self, GpuError> {
         Ok(Self {
-            device: Arc::clone(device),
+            lanes: Lanes::new(device)?,
             chunk,
             slots: Slots::new(slots),
             tables: TableCache::default(),
-            up: device.new_stream()?,
-            down: device.new_stream()?,
         })
     }
 
-    /// Bytes of a run of blocks.
-    pub(crate) fn chunk(&self) -> usize {
-        self.chunk
-    }
-
-    /// Whether there may be blocks of a tensor for the device.
-    pub(crate) fn takes(decoder: &TensorDecoder) -> bool {
-        decoder.dtype().and_then(dtype_name).is_some() && decoder.moved().is_some()
+    /// Bytes of a run of blocks of a tensor; `None` where there are none for the device.
+    pub(crate) fn chunk(&self, decoder: &TensorDecoder) -> Option<usize> {
+        let (dtype, base) = (decoder.dtype()?, decoder.base_dtype()?);
+        dtype_name(dtype).and(dtype_name(base))?;
+        // The base's words are to fit as well.
+        let (width, of_base) = (dtype.word_bytes(), base.word_bytes());
+        Some(self.chunk / of_base.max(width) * width)
     }
 
     /// Decodes consecutive blocks of a tensor into `out`, which begins with the first of them. Gives those that are left to the
@@ -106,25 +113,31 @@ impl BlockRing {
         let Some(run) = self.take_apart(decoder, first, blocks, base, &mut left) else {
             return Ok((0..blocks.len()).collect());
         };
-        let tables = run.coding.as_ref().map(|coding| coding.tables);
-        let needs = on_device
-            .0
-            .get(&self.device, &self.tables, tables, true, &run.moved)?;
+        let needs = on_device.0.get(
+            &self.lanes.device,
+            &self.tables,
+            run.coding.as_ref().map(|coding| coding.tables),
+            true,
+            &run.moved,
+            decoder.int8_coding().map(|int8| int8.scales),
+        )?;
         let mut lent = self.slots.lend(|| self.slot())?;
         let slot = lent
             .slot()
             .ok_or_else(|| GpuError::unsupported("a ring without slots"))?;
-        let Some(strips) = self.stage(slot, &run, base)? else {
+        let Some(staging) = slot.stage(&run)? else {
             // More of strips than an encoder makes of so many words.
             return Ok((0..blocks.len()).collect());
         };
-        if let Err(error) = self.work(slot, &run, &needs, strips.len()) {
-            // No copy may be under way when the buffers are used again: slices of pinned memory carry no event.
-            drain(&[&self.up, &slot.compute, &self.down]);
+        let done = self
+            .launch(slot, &run, &needs, base, &staging)
+            .and_then(|()| self.lanes.wait(&slot.own));
+        if let Err(error) = done {
+            self.lanes.drain(&slot.own);
             return Err(error);
         }
         let start = decoder.target_range(first).start;
-        let words = slot.down.as_slice().during("emptying the ring")?;
+        let words = slot.out.get()?;
         for (_, range, _) in &run.blocks {
             let to = out.get_mut(range.start - start..range.end - start);
             let from = words.get(range.start - run.span.start..range.end - run.span.start);
@@ -133,12 +146,14 @@ impl BlockRing {
                 _ => return Err(GpuError::unsupported("a block lies outside of its place")),
             }
         }
-        let status = slot.down_status.as_slice().during("emptying the ring")?;
-        for (number, status) in strips.iter().zip(status) {
-            if *status != 0 && left.last() != Some(number) {
-                left.push(*number);
-            }
-        }
+        let refused = staging.numbers.iter().zip(slot.status.get()?);
+        left.extend(refused.filter(|(_, status)| **status != 0).map(|(n, _)| *n));
+        let unsound = run.blocks.iter().zip(&staging.codes);
+        left.extend(unsound.filter_map(|((number, _, form), codes)| {
+            (matches!(form, BlockForm::Int8(_)) && codes.is_none()).then_some(*number)
+        }));
+        left.sort_unstable();
+        left.dedup();
         Ok(left)
     }
 
@@ -151,8 +166,12 @@ impl BlockRing {
         base: &[u8],
         left: &mut Vec<usize>,
     ) -> Option<Run<'r>> {
+        let chunk = self.chunk(decoder)?;
         let mut run = Run {
-            dtype: decoder.dtype().filter(|d| dtype_name(*d).is_some())?,
+            decoder,
+            first,
+            dtype: decoder.dtype()?,
+            base: decoder.base_dtype()?,
             moved: decoder.moved()?,
             coding: decoder.coding(),
             span: 0..0,
@@ -161,7 +180,7 @@ impl BlockRing {
         for (number, payload) in blocks.iter().enumerate() {
             let range = decoder.target_range(first + number);
             let start = run.blocks.first().map_or(range.start, |_| run.span.start);
-            let fits = range.end <= base.len() && range.end - start <= self.chunk;
+            let fits = run.of_base(&range).end <= base.len() && range.end - start <= chunk;
             match decoder.block_form(first + number, payload) {
                 Ok(form) if fits && run.takes(&form) => {
                     run.span = start..range.end;
@@ -174,87 +193,24 @@ impl BlockRing {
     }
 
     fn slot(&self) -> Result<Slot, GpuError> {
-        let (device, chunk) = (&self.device, self.chunk);
+        let chunk = self.chunk;
         // What is coded is hardly ever longer than the words, and else left to the CPU.
         let strips = chunk / (2 * LEAST_STRIP) + 2;
-        let slot = Slot {
-            up: device.pinned(chunk, false)?,
-            up_staged: device.pinned(chunk, false)?,
-            up_strips: device.pinned(strips, false)?,
-            down: device.pinned(chunk, true)?,
-            down_status: device.pinned(strips, true)?,
-            base: device.alloc(chunk)?,
-            predictions: device.alloc(chunk)?,
-            classes: device.alloc(chunk / 2)?,
-            staged: device.alloc(chunk)?,
-            strips: device.alloc(strips)?,
-            status: device.alloc(strips)?,
-            out: device.alloc(chunk)?,
-            compute: device.new_stream()?,
-            // Many threads wait, and shall not spin.
-            done: device
-                .context()
-                .new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC))
-                .during("preparing the ring")?,
-            parts: Staged::default(),
-        };
-        // Memory is allocated in the order of the device's own stream, and other streams use it.
-        device.settle()?;
-        Ok(slot)
-    }
-
-    /// Puts a run into a slot's pinned memory. Gives the block of every strip; `None` where the slot does not hold them.
-    fn stage(
-        &self,
-        slot: &mut Slot,
-        run: &Run<'_>,
-        base: &[u8],
-    ) -> Result<Option<Vec<usize>>, GpuError> {
-        let width = run.dtype.word_bytes();
-        let addresses = slot.addresses(&run.moved);
-        let (mut strips, mut numbers) = (Vec::new(), Vec::new());
-        slot.parts.clear();
-        for (number, _, form) in &run.blocks {
-            let (BlockForm::Strips(forms), Some(coding)) = (form, &run.coding) else {
-                continue;
-            };
-            for form in forms {
-                let strip = slot.parts.coded(coding, form)?;
-                let at = (form.words.start * width - run.span.start) as u64;
-                strips.push(Strip {
-                    prediction: addresses.prediction + at,
-                    classes: addresses.classes.map_or(0, |to| to + at / width as u64),
-                    words: addresses.words + at,
-                    ..strip
-                });
-                numbers.push(*number);
-            }
-        }
-        let words = base.get(run.span.clone()).unwrap_or_default();
-        let strips = Staged::addresses(&strips, addresses.staged);
-        if slot.parts.bytes.len() > slot.up_staged.len() || strips.len() > slot.up_strips.len() {
-            return Ok(None);
-        }
-        fill(&mut slot.up, words)?;
-        fill(&mut slot.up_staged, &slot.parts.bytes)?;
-        fill(&mut slot.up_strips, &strips)?;
-        Ok(Some(numbers))
-    }
-
-    /// Does what is staged.
-    fn work(
-        &self,
-        slot: &mut Slot,
-        run: &Run<'_>,
-        needs: &Needs,
-        strips: usize,
-    ) -> Result<(), GpuError> {
-        self.launch(slot, run, needs, strips)?;
-        slot.done.synchronize().during("waiting for a chunk")?;
-        self.device
-            .context()
-            .check_err()
-            .during("waiting for a chunk")
+        self.lanes.slot(|device, own| {
+            Ok(Slot {
+                own,
+                base: Up::new(device, chunk)?,
+                staged: Up::new(device, chunk)?,
+                strips: Up::new(device, strips)?,
+                cast: None,
+                predictions: device.alloc(chunk)?,
+                classes: device.alloc(chunk / 2)?,
+                out: Down::new(device, chunk)?,
+                status: Down::new(device, strips)?,
+                parts: Staged::default(),
+                scratch: Scratch::default(),
+            })
+        })
     }
 
     /// Queues a run's copies and kernels.
@@ -263,75 +219,114 @@ impl BlockRing {
         slot: &mut Slot,
         run: &Run<'_>,
         needs: &Needs,
-        strips: usize,
+        base: &[u8],
+        staging: &Staging,
     ) -> Result<(), GpuError> {
+        let Lanes { device, up, down } = &self.lanes;
         let width = run.dtype.word_bytes();
-        let bytes = run.span.len();
-        let compute = Arc::clone(&slot.compute);
+        let words = run.span.len() / width;
+        let compute = Arc::clone(&slot.own.compute);
         // What the streams do with a device buffer is ordered by cudarc's events; the host's buffers are free again when
-        // `done` is reached.
-        send(&self.up, &slot.up, &mut slot.base, bytes)?;
-        send(
-            &self.up,
-            &slot.up_staged,
-            &mut slot.staged,
-            slot.parts.bytes.len(),
+        // the run's end is reached.
+        let base = base.get(run.of_base(&run.span)).unwrap_or_default();
+        slot.base.send(up, base)?;
+        slot.staged.send(up, &slot.parts.bytes)?;
+        let casts = run.base != run.dtype;
+        if casts && slot.cast.is_none() {
+            // SAFETY: bytes of any bits, which are written before they are read, in the stream that uses them.
+            let cast = unsafe { compute.alloc(self.chunk.max(1)) };
+            slot.cast = Some(cast.during("allocating")?);
+        }
+        if let (Some(cast), true) = (&mut slot.cast, casts) {
+            cast::launch(
+                device,
+                &compute,
+                (run.base, &slot.base.on_device),
+                (run.dtype, cast),
+                words,
+            )?;
+        }
+        let addresses = slot.addresses(run);
+        slot.strips.send(
+            up,
+            &addresses.placed(&staging.strips, width, run.span.start),
         )?;
-        send(&self.up, &slot.up_strips, &mut slot.strips, strips)?;
+        // In the tensor's dtype.
+        let base = match &slot.cast {
+            Some(cast) if casts => cast,
+            _ => &slot.base.on_device,
+        };
         needs.moved.apply(
-            &self.device,
+            device,
             &compute,
             run.dtype,
-            &slot.base,
+            base,
             &mut slot.predictions,
             &mut slot.classes,
             run.span.start / width,
-            bytes / width,
+            words,
         )?;
+        let strips = staging.strips.len();
         if let (Some(tables), true) = (&needs.tables, strips > 0) {
             // The kernel reaches these by the addresses in its strips: they are waited for before it is queued, and marked after.
             let _uses = (
-                slot.base.device_ptr(&compute),
-                slot.staged.device_ptr(&compute),
+                base.device_ptr(&compute),
+                slot.staged.on_device.device_ptr(&compute),
                 slot.predictions.device_ptr(&compute),
                 slot.classes.device_ptr(&compute),
-                slot.out.device_ptr_mut(&compute),
+                slot.out.on_device.device_ptr_mut(&compute),
             );
             decode::launch(
-                &self.device,
+                device,
                 &compute,
                 run.dtype,
                 tables,
-                &slot.strips,
-                &mut slot.status,
+                &slot.strips.on_device,
+                &mut slot.status.on_device,
                 strips,
             )?;
         }
-        let down = slot.down.as_mut_slice().during("emptying the ring")?;
-        for (_, range, form) in &run.blocks {
+        for ((_, range, form), codes) in run.blocks.iter().zip(&staging.codes) {
             let at = range.start - run.span.start..range.end - run.span.start;
-            if matches!(form, BlockForm::Same) {
-                compute
-                    .memcpy_dtod(
-                        &slot.predictions.slice(at.clone()),
-                        &mut slot.out.slice_mut(at.clone()),
-                    )
-                    .during("copying on the device")?;
+            match (form, codes) {
+                (BlockForm::Same, _) => {
+                    let same = if needs.moved.is_no() {
+                        base
+                    } else {
+                        &slot.predictions
+                    };
+                    compute
+                        .memcpy_dtod(
+                            &same.slice(at.clone()),
+                            &mut slot.out.on_device.slice_mut(at.clone()),
+                        )
+                        .during("copying on the device")?;
+                }
+                (BlockForm::Int8(_), Some(codes)) => {
+                    let (Some(int8), Some(scales)) = (run.decoder.int8_coding(), &needs.scales)
+                    else {
+                        return Err(GpuError::unsupported("INT8 without scales"));
+                    };
+                    launch_apply(
+                        device,
+                        &compute,
+                        run.dtype,
+                        Some(&base.slice(at.clone())),
+                        &slot.staged.on_device.slice(codes.clone()),
+                        scales,
+                        Segments::groups(int8.row as u64, int8.group as u64),
+                        (range.start / width) as u64..(range.end / width) as u64,
+                        &mut slot.out.on_device.slice_mut(at.clone()),
+                    )?;
+                }
+                // It is the CPU's.
+                (BlockForm::Int8(_), None) => continue,
+                _ => {}
             }
-            self.down
-                .memcpy_dtoh(&slot.out.slice(at.clone()), &mut down[at])
-                .during("copying from the device")?;
+            slot.out.fetch(down, at)?;
         }
-        if strips > 0 {
-            let status = slot
-                .down_status
-                .as_mut_slice()
-                .during("emptying the ring")?;
-            self.down
-                .memcpy_dtoh(&slot.status.slice(..strips), &mut status[..strips])
-                .during("copying from the device")?;
-        }
-        slot.done.record(&self.down).during("queueing a chunk")
+        slot.status.fetch(down, 0..strips)?;
+        self.lanes.end(&slot.own)
     }
 }
 
@@ -340,9 +335,16 @@ impl Run<'_> {
     fn takes(&self, form: &BlockForm<'_>) -> bool {
         match form {
             BlockForm::Strips(_) => self.coding.is_some(),
-            BlockForm::Same => !matches!(self.moved, Moved::No),
+            BlockForm::Same => !matches!(self.moved, Moved::No) || self.base != self.dtype,
+            BlockForm::Int8(_) => true,
             _ => false,
         }
+    }
+
+    /// Where the base has the words of some bytes.
+    fn of_base(&self, bytes: &Range<usize>) -> Range<usize> {
+        let (width, of_base) = (self.dtype.word_bytes(), self.base.word_bytes());
+        bytes.start / width * of_base..bytes.end / width * of_base
     }
 }
 
@@ -354,57 +356,79 @@ struct Addresses {
     staged: u64,
 }
 
+impl Addresses {
+    /// Strips of which words, predictions and classes are still places in the tensor, in bytes of it.
+    fn placed(&self, strips: &[Strip], width: usize, start: usize) -> Vec<Strip> {
+        let placed: Vec<Strip> = strips
+            .iter()
+            .map(|strip| {
+                let at = strip.words - start as u64;
+                Strip {
+                    prediction: self.prediction + at,
+                    classes: self.classes.map_or(0, |to| to + at / width as u64),
+                    words: self.words + at,
+                    ..*strip
+                }
+            })
+            .collect();
+        Staged::addresses(&placed, self.staged)
+    }
+}
+
 impl Slot {
-    fn addresses(&mut self, moved: &Moved<'_>) -> Addresses {
-        let stream = &self.compute;
-        let prediction = match moved {
-            Moved::No => self.base.device_ptr(stream).0,
+    fn addresses(&mut self, run: &Run<'_>) -> Addresses {
+        let stream = &self.own.compute;
+        let prediction = match (&run.moved, &self.cast) {
+            (Moved::No, Some(cast)) if run.base != run.dtype => cast.device_ptr(stream).0,
+            (Moved::No, _) => self.base.on_device.device_ptr(stream).0,
             _ => self.predictions.device_ptr(stream).0,
         };
-        let classes = matches!(moved, Moved::LowRank(_));
+        let classes = matches!(run.moved, Moved::LowRank(_));
         Addresses {
             prediction,
             classes: classes.then(|| self.classes.device_ptr(stream).0),
-            words: self.out.device_ptr_mut(stream).0,
-            staged: self.staged.device_ptr(stream).0,
+            words: self.out.on_device.device_ptr_mut(stream).0,
+            staged: self.staged.on_device.device_ptr(stream).0,
         }
     }
-}
 
-/// Waits for streams after an error.
-pub(crate) fn drain(streams: &[&Arc<CudaStream>]) {
-    for stream in streams {
-        if let Err(error) = stream.synchronize() {
-            tracing::debug!("leaving a GPU's ring: {error}");
+    /// Takes a run's strips and codes apart; `None` where the slot does not hold them.
+    fn stage(&mut self, run: &Run<'_>) -> Result<Option<Staging>, GpuError> {
+        let width = run.dtype.word_bytes();
+        let mut staging = Staging {
+            strips: Vec::new(),
+            numbers: Vec::new(),
+            codes: Vec::with_capacity(run.blocks.len()),
+        };
+        self.parts.clear();
+        for (number, _, form) in &run.blocks {
+            let mut codes = None;
+            match (form, &run.coding) {
+                (BlockForm::Strips(forms), Some(coding)) => {
+                    for form in forms {
+                        let strip = self.parts.coded(coding, form)?;
+                        staging.strips.push(Strip {
+                            words: (form.words.start * width) as u64,
+                            ..strip
+                        });
+                        staging.numbers.push(*number);
+                    }
+                }
+                (BlockForm::Int8(data), _) => {
+                    let block = run.first + number;
+                    let found = run.decoder.int8_codes(block, data, &mut self.scratch);
+                    // What is not sound is the CPU's, to say what is wrong.
+                    codes = found.ok().map(|codes| {
+                        let at = self.parts.put_aligned(&codes, ALIGNED);
+                        at..at + codes.len()
+                    });
+                }
+                _ => {}
+            }
+            staging.codes.push(codes);
         }
+        let fits = self.parts.bytes.len() <= self.staged.len()
+            && staging.strips.len() <= self.strips.len();
+        Ok(fits.then_some(staging))
     }
-}
-
-/// Copies into pinned memory.
-pub(crate) fn fill<T: Copy + cudarc::driver::ValidAsZeroBits>(
-    to: &mut PinnedHostSlice<T>,
-    from: &[T],
-) -> Result<(), GpuError> {
-    let to = to.as_mut_slice().during("filling the ring")?;
-    match to.get_mut(..from.len()) {
-        Some(to) => to.copy_from_slice(from),
-        None => return Err(GpuError::unsupported("a run is larger than the ring")),
-    }
-    Ok(())
-}
-
-/// Queues the copy of the first `count` to the device.
-pub(crate) fn send<T: cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits>(
-    stream: &Arc<CudaStream>,
-    from: &PinnedHostSlice<T>,
-    to: &mut CudaSlice<T>,
-    count: usize,
-) -> Result<(), GpuError> {
-    if count == 0 {
-        return Ok(());
-    }
-    let from = from.as_slice().during("filling the ring")?;
-    stream
-        .memcpy_htod(&from[..count], to)
-        .during("copying to the device")
 }

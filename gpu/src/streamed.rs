@@ -8,7 +8,7 @@ use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, PinnedHostSlice};
 use sparse_codec::Matrices;
 
 use crate::error::During;
-use crate::ring::drain;
+use crate::lane::drain;
 use crate::{Choice, Device, DeviceMatrices, GpuError};
 
 /// The ring's measures.

@@ -59,6 +59,14 @@ impl Staged {
         at
     }
 
+    /// As [`Self::put`], from a multiple of `to` on.
+    pub(crate) fn put_aligned(&mut self, part: &[i8], to: usize) -> usize {
+        let at = self.bytes.len().next_multiple_of(to);
+        self.bytes.resize(at, 0);
+        self.put(part.iter().map(|byte| byte.cast_unsigned()));
+        at
+    }
+
     /// A strip of words of a tensor with the scales of its rows; nothing of the coder's yet.
     pub(crate) fn strip(
         &mut self,

@@ -14,7 +14,7 @@ use sparse_store::OpenOptions;
 pub struct SparseConfig {
     /// `sparse.effort`: how hard `sparse_compress` tries: fast, default or max.
     pub effort: Effort,
-    /// `sparse.device`: where what has GPU kernels runs: auto, cpu or cuda.
+    /// `sparse.device`: where what a GPU can do runs: auto, cpu or cuda.
     pub device: Device,
     /// `sparse.cache_dir`: where fetched models and locks are kept.
     pub cache_dir: Option<PathBuf>,
@@ -81,8 +81,9 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 const EFFORT: &str = "How hard sparse_compress tries: fast, default or max";
-const DEVICE: &str = "Where what has GPU kernels runs (blocks of sparse_compress, sparse_reconstruct, sparse_verify, sparse_benchmark \
-                      and the cache; INT8 of sparse_compress and sparse_validate_int8; sparse_diff): auto, cpu or cuda";
+const DEVICE: &str = "Where what a GPU can do runs (blocks of sparse_compress, sparse_reconstruct, sparse_verify, sparse_benchmark \
+                      and the cache; INT8 of sparse_compress and sparse_validate_int8; the decompositions of \
+                      sparse_svd_compress, with cuBLAS; sparse_diff): auto, cpu or cuda";
 const CACHE_DIR: &str =
     "Where fetched models and locks are kept; unset: SPARSE_CACHE, or ~/.cache/sparse";
 const OFFLINE: &str = "Use caches only, never the network; unset: as HF_HUB_OFFLINE says";

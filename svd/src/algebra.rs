@@ -5,12 +5,8 @@ use nalgebra::{Cholesky, DMatrix, SymmetricEigen};
 
 /// Long columns that are made `f64` at a time.
 const PANEL: usize = 256;
-/// A column is made orthogonal once more where less than this share of it is left.
-const SHORT: f64 = 0.02;
 /// What a column of `f32` must at least add to those before it, as a share of the longest.
 pub(crate) const LEAST: f64 = 1e-4;
-/// Rounds in which a block becomes orthogonal.
-const ROUNDS: usize = 4;
 
 /// A matrix as it lies in memory.
 #[derive(Clone, Copy)]
@@ -139,7 +135,7 @@ impl Tall {
     }
 
     /// Takes away what of `self` lies in the space of orthonormal columns.
-    fn project_out(&mut self, space: &Self) {
+    pub(crate) fn project_out(&mut self, space: &Self) {
         let overlap = space.overlap(self);
         multiply(
             (-1.0, Strided::rows(&space.data, space.width)),
@@ -147,16 +143,6 @@ impl Tall {
             (1.0, &mut self.data, self.width),
             [space.rows(), space.width, self.width],
         );
-    }
-
-    /// `self small`.
-    pub(crate) fn times(&self, small: &DMatrix<f64>) -> Self {
-        let mut out = vec![0f32; self.rows() * small.ncols()];
-        self.add_times(small, &mut out);
-        Self {
-            width: small.ncols(),
-            data: out,
-        }
     }
 
     /// `out += self small`.
@@ -171,57 +157,8 @@ impl Tall {
         );
     }
 
-    /// An orthonormal basis of the columns' space less the `spaces` of orthonormal columns. Directions that are only rounding
-    /// errors are left out, so it may be narrower.
-    pub(crate) fn orthonormal(mut self, spaces: &[Self]) -> Self {
-        // The first round may leave little of a column, most of that rounding errors of what was taken away; the next ones begin
-        // with columns of length one, of which those that are such errors vanish.
-        for round in 0..ROUNDS {
-            let (least, enough) = if round == 0 {
-                (LEAST, SHORT)
-            } else {
-                (0.03, 0.5)
-            };
-            let before = self.longest();
-            for space in spaces {
-                self.project_out(space);
-            }
-            let gram = self.gram(&self);
-            let shortest = match inverse_root(&gram, least) {
-                Some(root) => {
-                    self = self.times(&root);
-                    // Its diagonal's inverse is what each column adds to those before it.
-                    let added = root
-                        .diagonal()
-                        .iter()
-                        .map(|x| x.recip())
-                        .fold(f64::INFINITY, f64::min);
-                    added / before
-                }
-                None => {
-                    let (values, vectors) = eigen(gram);
-                    let least = values.first().copied().unwrap_or(0.0) * least * least * 1e-3;
-                    let kept = values
-                        .iter()
-                        .take_while(|v| **v > least && **v > 0.0)
-                        .count();
-                    let mut root = vectors.columns(0, kept).into_owned();
-                    for (mut column, value) in root.column_iter_mut().zip(&values) {
-                        column /= value.sqrt();
-                    }
-                    self = self.times(&root);
-                    0.0
-                }
-            };
-            if shortest > enough {
-                break;
-            }
-        }
-        self
-    }
-
     /// The length of the longest column.
-    fn longest(&self) -> f64 {
+    pub(crate) fn longest(&self) -> f64 {
         let mut squares = vec![0f64; self.width];
         for row in self.data.chunks_exact(self.width.max(1)) {
             for (sum, x) in squares.iter_mut().zip(row) {

@@ -1,6 +1,8 @@
 //! The decomposition itself: how the space grows, and what is kept.
 
 use crate::algebra::Tall;
+use crate::cpu::OnCpu;
+use crate::engine::Engine;
 use crate::krylov::Krylov;
 use crate::rank::{Noise, Rank};
 use crate::tile::LINE;
@@ -35,7 +37,16 @@ impl Svd {
     /// # Errors
     /// Elements that are no numbers, and a source that stops.
     pub fn new(source: &(impl Source + ?Sized), rank: Rank) -> Result<Self, SvdError> {
-        let mut krylov = Krylov::new(source)?;
+        Self::on(OnCpu::new(source), rank)
+    }
+
+    /// As [`Self::new`], by an engine that holds the matrix.
+    ///
+    /// # Errors
+    /// Elements that are no numbers, and the engine's errors.
+    pub fn on<E: Engine>(engine: E, rank: Rank) -> Result<Self, E::Error> {
+        let (rows, cols) = engine.shape();
+        let mut krylov = Krylov::new(engine)?;
         let seen = krylov.seen();
         let (energy, noise) = (seen.energy, Noise::new(&seen.row_noise, &seen.col_noise));
         // More noise than there is difference: where few elements changed at all.
@@ -48,7 +59,7 @@ impl Svd {
                 0.0
             },
         };
-        let least = source.rows().min(source.cols());
+        let least = rows.min(cols);
         let kept = match rank {
             Rank::Fixed(rank) => {
                 let rank = rank.min(least);
@@ -62,15 +73,15 @@ impl Svd {
             }
             rule => search(&mut krylov, rule, energy, noise)?.min(least),
         };
-        let found = krylov.ritz(kept);
+        let found = krylov.ritz(kept)?;
         // What the values found hold of the fourth powers, and the least that the others can.
         let all = found.all;
         let rest = (energy - all.iter().map(|s| s * s).sum::<f64>()).max(0.0);
         let others = least.saturating_sub(all.len()).max(1) as f64;
         let fourth = all.iter().map(|s| s.powi(4)).sum::<f64>() + rest * rest / others;
         Ok(Self {
-            rows: source.rows(),
-            cols: source.cols(),
+            rows,
+            cols,
             sigmas: found.sigmas,
             left: found.left,
             right: found.right,
@@ -78,6 +89,23 @@ impl Svd {
             fourth,
             noise,
         })
+    }
+
+    /// The most dimensions of the space that a rule may come to look at, of a matrix of that shape.
+    #[must_use]
+    pub fn space(rank: Rank, rows: usize, cols: usize) -> usize {
+        let least = rows.min(cols);
+        let asked = match rank {
+            Rank::Fixed(rank) => {
+                let (width, depth) = plan(rank.min(least));
+                width.saturating_mul(depth)
+            }
+            rule => {
+                let ample = rule.most().min(least).max(1).saturating_mul(AMPLE);
+                ample.max(FIRST).saturating_add(WIDEST)
+            }
+        };
+        asked.min(cols)
     }
 
     /// The number of singular triplets.
@@ -263,12 +291,12 @@ fn plan(rank: usize) -> (usize, usize) {
 }
 
 /// Grows the space until a rule's rank is known and the space is ample for it.
-fn search<S: Source + ?Sized>(
-    krylov: &mut Krylov<'_, S>,
+fn search<E: Engine>(
+    krylov: &mut Krylov<E>,
     rule: Rank,
     energy: f64,
     noise: Noise,
-) -> Result<usize, SvdError> {
+) -> Result<usize, E::Error> {
     let mut goal = FIRST;
     loop {
         let mut whole = false;
@@ -281,7 +309,7 @@ fn search<S: Source + ?Sized>(
                 break;
             }
         }
-        let sigmas = krylov.sigmas();
+        let sigmas = krylov.sigmas()?;
         let found = rule.of(&sigmas, energy, noise);
         if whole {
             return Ok(found.unwrap_or(sigmas.len()));

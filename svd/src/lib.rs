@@ -2,7 +2,7 @@
 //!
 //! A [`Source`] gives rows of `finetune - base` as often as they are asked for; the difference is never held whole. [`Svd`] finds
 //! the leading singular triplets by a randomised block Krylov method, of a [`Rank`] that is given or found; smaller ranks are
-//! its first triplets. [`Measured`] says how far the product of the factors, as stored, is from the difference.
+//! its first triplets. An [`Engine`] does the same elsewhere, on a GPU say. [`Measured`] says how far the product of the factors, as stored, is from the difference.
 //!
 //! ```
 //! use sparse_svd::{Difference, Rank, Svd};
@@ -16,7 +16,9 @@
 mod algebra;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod cpu;
 mod decompose;
+mod engine;
 mod error;
 mod krylov;
 mod measure;
@@ -27,6 +29,7 @@ mod stored;
 mod tile;
 
 pub use decompose::{Factors, Svd};
+pub use engine::{Engine, Seen};
 pub use error::SvdError;
 pub use measure::{Measured, Product, Work};
 pub use rank::{Noise, Rank, allocate};

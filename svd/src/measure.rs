@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::krylov::{parts, squares};
+use crate::cpu::{parts, squares};
 use crate::stored::Signs;
 use crate::tile::{LINE, Packed, ROWS, Tile};
 use crate::{Factors, Source, SvdError};

@@ -16,6 +16,10 @@ fn on(work: &Path, standin: bool, arguments: &[&str], variables: &[(&str, &str)]
         if standin {
             let built = std::env::current_exe().unwrap();
             std::fs::copy(built.with_file_name("libsparse_gpu_standin.so"), &library).unwrap();
+            // The same library by another name: it stands in for cuBLAS too.
+            for name in ["libcublas.so.12", "libcublas.so"] {
+                std::os::unix::fs::symlink("libcuda.so", folder.join(name)).unwrap();
+            }
         } else {
             std::fs::write(&library, "").unwrap();
             for version in ["libcuda.so.1", "libcuda.so.12", "libnvcuda.so"] {
@@ -249,4 +253,93 @@ fn a_diff_is_the_same_everywhere() {
     assert_eq!(stdout(&diff(true, "auto", &small)), wanted);
     let text = stderr(&diff(true, "cuda", &small));
     assert!(text.contains("the GPU's memory is full"), "{text}");
+}
+
+#[test]
+fn a_gpu_approximates_as_well_as_the_cpu() {
+    let work = tempfile::tempdir().unwrap();
+    let (base, tuned) = (example("base"), example("sft"));
+    let captured = |device: &str| {
+        let arguments = [
+            "svd-compress",
+            &base,
+            &tuned,
+            "--rank",
+            "4",
+            "--dry-run",
+            "--json",
+            "--device",
+            device,
+        ];
+        let told = stdout(&on(work.path(), true, &arguments, &[]));
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        let energy = told["manifest"]["quality"][0]["captured_energy"].as_f64();
+        (energy.unwrap(), told["device_matrices"].as_u64().unwrap())
+    };
+    let ((cpu, none), (cuda, matrices)) = (captured("cpu"), captured("cuda"));
+    assert!(none == 0 && matrices > 10, "{none} {matrices}");
+    assert!((cuda / cpu - 1.0).abs() < 1e-4, "{cuda} {cpu}");
+
+    let sql = format!(
+        "SET sparse.device = 'cuda'; SELECT max(captured_energy) > 0.1 AS near \
+         FROM sparse_svd_compress('{base}', '{tuned}', rank => 4, dry_run => true)"
+    );
+    let told = |variables: &[(&str, &str)]| on(work.path(), true, &["sql", "-c", &sql], variables);
+    assert!(stdout(&told(&[])).contains("true"));
+    // It was the device that did it: what it says of a failure comes back.
+    let failed = told(&[("SPARSE_STANDIN_FAIL", "blas:20")]);
+    assert!(!failed.status.success());
+    assert!(
+        stderr(&failed).contains("the GPU failed"),
+        "{}",
+        stderr(&failed)
+    );
+}
+
+#[test]
+fn without_cublas_one_line_says_so() {
+    let work = tempfile::tempdir().unwrap();
+    let (base, tuned) = (example("base"), example("sft"));
+    let there = stdout(&on(work.path(), true, &["features", "--json"], &[]));
+    assert!(there.contains("cuBLAS"), "{there}");
+    for version in ["", ".12", ".11", ".10", ".9"] {
+        // What is no library hides a real one.
+        let library = work.path().join(format!("driver/libcublas.so{version}"));
+        if library.is_symlink() {
+            std::fs::remove_file(&library).unwrap();
+        }
+        std::fs::write(&library, "").unwrap();
+    }
+    let features = on(work.path(), true, &["features"], &[]);
+    assert!(
+        stdout(&features).contains("no libcublas.so.12"),
+        "{}",
+        stderr(&features)
+    );
+    let approximate = |device: &str| {
+        let arguments = [
+            "svd-compress",
+            &base,
+            &tuned,
+            "--dry-run",
+            "--log",
+            "warn",
+            "--device",
+            device,
+        ];
+        on(work.path(), true, &arguments, &[])
+    };
+    let auto = approximate("auto");
+    stdout(&auto);
+    let log = stderr(&auto);
+    let says = "decomposing on the CPU: libcublas.so.12 was not found";
+    assert_eq!(log.matches(says).count(), 1, "{log}");
+    assert_eq!(log.lines().count(), 1, "{log}");
+    let cuda = approximate("cuda");
+    assert_eq!(cuda.status.code(), Some(2));
+    let log = stderr(&cuda);
+    assert!(
+        log.contains("need cuBLAS: libcublas.so.12 was not found"),
+        "{log}"
+    );
 }

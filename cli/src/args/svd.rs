@@ -10,7 +10,10 @@ Examples:
   sparse svd-compress examples/models/base examples/models/sft -o sft-svd --rank 16
   sparse svd-compress org/base ./my-finetune -o my-svd --ranks 8,16,32 --precision int4
   sparse svd-compress org/base ./my-finetune -o my-svd --bytes 50e6 --profile vllm
-  sparse svd-compress org/base ./my-finetune --energy 0.9 --dry-run --json")]
+  sparse svd-compress org/base ./my-finetune --energy 0.9 --dry-run --json
+
+A GPU (--device) decomposes where there is one with cuBLAS (libcublas.so.12): as near to the difference as the CPU does, and not to
+the same bits. The errors are measured on the CPU either way.")]
 pub(crate) struct SvdCompress {
     /// The base model
     pub(crate) base: String,

@@ -30,6 +30,7 @@ pub(super) async fn run(args: &SvdCompress, context: &Context) -> Result<u8, Fai
         .dry_run(args.dry_run)
         .overwrite(args.overwrite)
         .threads(context.global.threads)
+        .device(context.device())
         .open_options(context.open_options(&bar))
         .progress(bar.callback())
         .cancel(context.cancel());
@@ -51,6 +52,7 @@ pub(super) async fn run(args: &SvdCompress, context: &Context) -> Result<u8, Fai
             "seconds": outcome.metrics.elapsed.as_secs_f64(),
             "factor_bytes": outcome.metrics.factor_bytes,
             "adapter_bytes": outcome.metrics.adapter_bytes,
+            "device_matrices": outcome.metrics.device_matrices,
             "manifest": json(&outcome.manifest),
         }))?;
     } else if context.talks() {

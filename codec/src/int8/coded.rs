@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Granularity, Int8, Scales, quantisable, rebuild, segments::Segments};
 use crate::{
-    CodecError, DType, Scratch,
+    CodecError, DType, Int8Coding, Scratch,
     bits::take_byte,
     error::corrupt,
     rans::{self, LANES, Stream},
@@ -73,11 +73,23 @@ impl Coded {
         })
     }
 
+    /// What is to be done with codes, for a decoder elsewhere; `None` where it is in `f64` or between dtypes.
+    pub(crate) fn coding(&self) -> Option<Int8Coding<'_>> {
+        let Scales::F32(scales) = &self.scales else {
+            return None;
+        };
+        (self.dtype == self.base).then_some(Int8Coding {
+            row: self.segments.row,
+            group: self.segments.group,
+            scales,
+        })
+    }
+
     /// Decodes the codes of some elements and rebuilds them.
     pub(crate) fn decode(
         &self,
         elements: Range<usize>,
-        mut data: &[u8],
+        data: &[u8],
         base: Option<&[u8]>,
         out: &mut [u8],
         scratch: &mut Scratch,
@@ -90,28 +102,7 @@ impl Coded {
             .ok_or(CodecError::Base {
                 what: "none was given, or one of another length",
             })?;
-        let Scratch { tables, tokens, .. } = scratch;
-        match take_byte(&mut data)? {
-            PLAIN if data.len() == elements.len() => {
-                tokens.clear();
-                tokens.extend_from_slice(data);
-            }
-            TABLE => {
-                let set = take_table(&mut data)?;
-                tables.clear();
-                tables.resize(elements.len(), 1);
-                tokens.clear();
-                tokens.resize(elements.len(), 0);
-                let mut stream = Stream::new(data, LANES)?;
-                rans::decode(&mut stream, tables, &set, LANES, tokens);
-                stream.finish(LANES)?;
-            }
-            _ => return Err(corrupt("INT8 codes of an unknown form or another number")),
-        }
-        let codes: Vec<i8> = tokens.iter().map(|token| token.cast_signed()).collect();
-        if codes.contains(&i8::MIN) {
-            return Err(corrupt("an INT8 code is out of range"));
-        }
+        let codes = Self::codes(elements.len(), data, scratch)?;
         rebuild(
             self.dtype,
             Some((self.base, base)),
@@ -122,6 +113,37 @@ impl Coded {
             out,
         );
         Ok(())
+    }
+
+    /// So many codes.
+    pub(crate) fn codes(
+        count: usize,
+        mut data: &[u8],
+        scratch: &mut Scratch,
+    ) -> Result<Vec<i8>, CodecError> {
+        let Scratch { tables, tokens, .. } = scratch;
+        match take_byte(&mut data)? {
+            PLAIN if data.len() == count => {
+                tokens.clear();
+                tokens.extend_from_slice(data);
+            }
+            TABLE => {
+                let set = take_table(&mut data)?;
+                tables.clear();
+                tables.resize(count, 1);
+                tokens.clear();
+                tokens.resize(count, 0);
+                let mut stream = Stream::new(data, LANES)?;
+                rans::decode(&mut stream, tables, &set, LANES, tokens);
+                stream.finish(LANES)?;
+            }
+            _ => return Err(corrupt("INT8 codes of an unknown form or another number")),
+        }
+        let codes: Vec<i8> = tokens.iter().map(|token| token.cast_signed()).collect();
+        if codes.contains(&i8::MIN) {
+            return Err(corrupt("an INT8 code is out of range"));
+        }
+        Ok(codes)
     }
 }
 

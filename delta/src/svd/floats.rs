@@ -25,6 +25,14 @@ impl Float {
         }
     }
 
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::BF16 => DType::BF16,
+        }
+    }
+
     /// Bytes of an element.
     pub(crate) fn size(self) -> usize {
         if self == Self::F32 { 4 } else { 2 }

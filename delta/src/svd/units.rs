@@ -1,11 +1,13 @@
 //! The work on one tensor: its decompositions, then its factors as stored, and how far off they are.
 
 use rayon::prelude::*;
-use sparse_codec::EncodeOptions;
+use sparse_codec::{EncodeOptions, TensorView};
+use sparse_gpu::{GpuError, SvdStreamed};
 use sparse_store::Pair;
 use sparse_svd::{Factors, Measured, Precision, Rank, Signs, Svd, SvdError};
 
 use super::apply::Approximation;
+use super::floats::Float;
 use super::manifest::{Kept, Quality, SvdTensor};
 use super::plan::{Matrices, Plan};
 use super::resume::Resume;
@@ -20,6 +22,7 @@ pub(crate) struct Units<'u> {
     pub(crate) precision: Precision,
     pub(crate) signs: bool,
     pub(crate) resume: Option<Resume>,
+    pub(crate) device: &'u SvdStreamed,
     pub(crate) stop: &'u Stop,
 }
 
@@ -91,19 +94,42 @@ impl Units<'_> {
                 {
                     return Ok(Some(svd));
                 }
-                match Svd::new(&self.difference(pair, matrices, number), rank) {
+                match self.decomposed(&self.difference(pair, matrices, number), rank) {
                     Ok(svd) => {
                         if let Some(resume) = &self.resume {
                             resume.keep(unit, number, &svd)?;
                         }
                         Ok(Some(svd))
                     }
-                    Err(SvdError::NotFinite) => Ok(None),
-                    Err(error) => Err(failed(pair, error)),
+                    Err(GpuError::Svd(SvdError::NotFinite)) => Ok(None),
+                    Err(GpuError::Svd(error)) => Err(failed(pair, error)),
+                    Err(error) => Err(error.into()),
                 }
             })
             .collect::<Result<Vec<_>, DeltaError>>()?;
         Ok(found.into_iter().collect())
+    }
+
+    /// A difference's decomposition, by a GPU where one does it.
+    fn decomposed(&self, source: &Difference<'_>, rank: Rank) -> Result<Svd, GpuError> {
+        let shape = [source.rows as u64, source.cols as u64];
+        let view = |(float, data)| TensorView {
+            dtype: Some(Float::dtype(float)),
+            shape: &shape,
+            data,
+        };
+        let goes_on = || {
+            if self.stop.is_set() {
+                Err(SvdError::Stopped)
+            } else {
+                Ok(())
+            }
+        };
+        let (tuned, base) = (view(source.tuned), view(source.base));
+        match self.device.decompose(tuned, base, rank, &goes_on)? {
+            Some(svd) => Ok(svd),
+            None => Ok(Svd::new(source, rank)?),
+        }
     }
 
     /// The stored form of a decomposed tensor, measured at each of `ranks`.

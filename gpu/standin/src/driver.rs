@@ -10,17 +10,17 @@ use crate::module::Function;
 use crate::parse::parse;
 use crate::streams::{Event, Host, Streams, Work};
 
-type Status = c_uint;
+pub(crate) type Status = c_uint;
 
-const SUCCESS: Status = 0;
-const INVALID_VALUE: Status = 1;
-const OUT_OF_MEMORY: Status = 2;
+pub(crate) const SUCCESS: Status = 0;
+pub(crate) const INVALID_VALUE: Status = 1;
+pub(crate) const OUT_OF_MEMORY: Status = 2;
 const NOT_INITIALIZED: Status = 3;
 const NO_DEVICE: Status = 100;
 const INVALID_DEVICE: Status = 101;
 const INVALID_CONTEXT: Status = 201;
 const INVALID_PTX: Status = 218;
-const INVALID_HANDLE: Status = 400;
+pub(crate) const INVALID_HANDLE: Status = 400;
 const NOT_FOUND: Status = 500;
 const NOT_READY: Status = 600;
 const LAUNCH_FAILED: Status = 719;
@@ -32,10 +32,14 @@ const MOST_SHARED: c_int = 163 << 10;
 
 /// Which call fails: the one that finds 0.
 #[derive(Clone, Debug, Default)]
-struct Failures {
-    alloc: Option<u64>,
+pub(crate) struct Failures {
+    pub(crate) alloc: Option<u64>,
     pinned: Option<u64>,
     launch: Option<u64>,
+    /// Calls of cuBLAS.
+    pub(crate) blas: Option<u64>,
+    /// Products of matrices, which come out as no numbers.
+    pub(crate) wrong: Option<u64>,
     /// Every call counts.
     lost: Option<u64>,
 }
@@ -53,6 +57,8 @@ impl Failures {
             "alloc" => &mut self.alloc,
             "pinned" => &mut self.pinned,
             "launch" => &mut self.launch,
+            "blas" => &mut self.blas,
+            "wrong" => &mut self.wrong,
             "lost" => &mut self.lost,
             _ => return false,
         };
@@ -60,7 +66,7 @@ impl Failures {
         true
     }
 
-    fn falls(place: &mut Option<u64>) -> bool {
+    pub(crate) fn falls(place: &mut Option<u64>) -> bool {
         match place {
             Some(0) => {
                 *place = None;
@@ -75,11 +81,12 @@ impl Failures {
     }
 }
 
-struct Driver {
+pub(crate) struct Driver {
     initialised: bool,
     /// Contexts held on the device.
     retained: u64,
-    streams: Streams,
+    pub(crate) streams: Streams,
+    pub(crate) blas: BTreeMap<u64, crate::blas::Handle>,
     functions: BTreeMap<u64, Vec<Arc<Function>>>,
     /// Shared memory that kernels were given leave to ask for.
     shared: BTreeMap<String, usize>,
@@ -88,7 +95,7 @@ struct Driver {
     /// The error that every call gives, once a kernel went wrong or the device is lost.
     sticky: Status,
     fault: std::ffi::CString,
-    failures: Failures,
+    pub(crate) failures: Failures,
 }
 
 /// The one context: its address is its handle.
@@ -125,6 +132,7 @@ static DRIVER: LazyLock<Mutex<Driver>> = LazyLock::new(|| {
         initialised: false,
         retained: 0,
         streams: new_streams(),
+        blas: BTreeMap::new(),
         functions: BTreeMap::new(),
         shared: BTreeMap::new(),
         pinned: BTreeMap::new(),
@@ -141,7 +149,7 @@ fn say(line: &str) {
 }
 
 impl Driver {
-    fn handle(&mut self) -> u64 {
+    pub(crate) fn handle(&mut self) -> u64 {
         self.next += 0x10;
         self.next
     }
@@ -158,7 +166,7 @@ impl Driver {
         }
     }
 
-    fn queue(&mut self, stream: u64, work: Work) -> Status {
+    pub(crate) fn queue(&mut self, stream: u64, work: Work) -> Status {
         if !self.streams.queues.contains_key(&stream) {
             return INVALID_HANDLE;
         }
@@ -200,6 +208,7 @@ impl Driver {
     fn reset(&mut self) {
         self.sticky = SUCCESS;
         self.streams = new_streams();
+        self.blas.clear();
         self.functions.clear();
         self.shared.clear();
     }
@@ -227,7 +236,7 @@ fn call(work: impl FnOnce(&mut Driver) -> Status) -> Status {
 }
 
 /// As [`call`], for what needs a context of this thread.
-fn within(work: impl FnOnce(&mut Driver) -> Status) -> Status {
+pub(crate) fn within(work: impl FnOnce(&mut Driver) -> Status) -> Status {
     if CURRENT.get() == 0 {
         return INVALID_CONTEXT;
     }
@@ -238,7 +247,7 @@ fn within(work: impl FnOnce(&mut Driver) -> Status) -> Status {
 ///
 /// # Safety
 /// `to` is null or valid for a write.
-unsafe fn put<T>(to: *mut T, value: T) -> Status {
+pub(crate) unsafe fn put<T>(to: *mut T, value: T) -> Status {
     if to.is_null() {
         return INVALID_VALUE;
     }

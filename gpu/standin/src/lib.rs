@@ -1,5 +1,6 @@
-//! A stand-in for the CUDA driver: the entry points that `sparse-gpu` reaches through cudarc, over an interpreter of PTX. For
-//! tests on machines without a GPU; a copy of the library named `libcuda.so` on the loader's path is all it takes.
+//! A stand-in for the CUDA driver and cuBLAS: the entry points that `sparse-gpu` reaches through cudarc, over an interpreter of
+//! PTX. For tests on machines without a GPU; a copy of the library named `libcuda.so` on the loader's path is all it takes, and
+//! a link to that named `libcublas.so.12` for cuBLAS.
 //!
 //! It is stricter than a device. Work queued in streams runs in a random order among the legal ones; pageable memory is read
 //! when a copy is queued, pinned memory when it runs. A kernel that reaches outside its memory, is misaligned, reads what
@@ -9,7 +10,7 @@
 //! | variable | meaning |
 //! |---|---|
 //! | `SPARSE_STANDIN_SEED` | seed of the order of streams and threads |
-//! | `SPARSE_STANDIN_FAIL` | `alloc:N`, `pinned:N`, `launch:N`, `lost:N`: the Nth call of the kind (from 0) fails |
+//! | `SPARSE_STANDIN_FAIL` | `alloc:N`, `pinned:N`, `launch:N`, `blas:N`, `lost:N`: the Nth call of the kind (from 0) fails; `wrong:N`: the Nth product comes out as NaNs |
 //! | `SPARSE_STANDIN_MEMORY` | bytes of device memory (default 256 MiB) |
 //! | `SPARSE_STANDIN_DRIVER` | what `cuDriverGetVersion` says (default 12050) |
 //! | `SPARSE_STANDIN_DEVICES` | devices (default 1) |
@@ -21,6 +22,7 @@
     reason = "registers are cut to the widths that instructions name"
 )]
 
+mod blas;
 mod driver;
 mod execute;
 mod memory;

@@ -174,6 +174,14 @@ impl Memory {
         region.write_bytes((at - start) as usize, bytes)
     }
 
+    /// As [`Self::bytes`], of numbers of `each` bytes.
+    pub(crate) fn aligned(&self, at: u64, size: usize, each: usize) -> Result<&[u8], Fault> {
+        if !at.is_multiple_of(each as u64) {
+            return Err(Fault::Misaligned(format!("read at {at:#x}")));
+        }
+        self.bytes(at, size)
+    }
+
     /// Bytes for a copy to the host; all of them must have been written.
     pub(crate) fn bytes(&self, at: u64, size: usize) -> Result<&[u8], Fault> {
         let illegal = || Fault::Illegal(format!("copy of {size} bytes"));

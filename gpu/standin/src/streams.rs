@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::blas::Gemm;
 use crate::execute::{self, Launch};
 use crate::memory::{Fault, Memory};
 
@@ -73,6 +74,7 @@ pub(crate) enum Work {
         size: usize,
     },
     Launch(Box<Launch>),
+    Gemm(Box<Gemm>),
     /// The event's record of this number is reached.
     Record {
         event: u64,
@@ -201,6 +203,7 @@ impl Streams {
             Work::Launch(launch) => {
                 execute::run(&launch, &mut self.memory, &mut self.random)?;
             }
+            Work::Gemm(gemm) => gemm.run(&mut self.memory)?,
             Work::Record { event, number } => {
                 if let Some(event) = self.events.get_mut(&event) {
                     event.reached = event.reached.max(number);

@@ -12,6 +12,7 @@ use sparse_gpu::{
 use crate::reference;
 
 pub(crate) mod blocks;
+pub(crate) mod svd;
 
 pub(crate) fn device() -> Arc<Device> {
     static DEVICE: OnceLock<Arc<Device>> = OnceLock::new();
@@ -462,8 +463,11 @@ fn what_kernels_do_not_take_is_refused() {
 fn everything_that_is_measured_runs() {
     let all = sparse_gpu::measure(&device(), 32, 40).unwrap();
     assert_eq!(all.len(), 10);
+    let svd = sparse_gpu::measure_svd(&device(), 40, 50, 4).unwrap();
     assert!(
-        all.iter().all(|m| m.bytes > 0 && m.seconds > 0.0),
+        all.iter()
+            .chain([&svd])
+            .all(|m| m.bytes > 0 && m.seconds > 0.0),
         "{all:?}"
     );
 }

@@ -219,6 +219,7 @@ impl Writer for SparseSvdCompress {
             .adapter(options.text("profile").and_then(Profile::parse))
             .dry_run(options.flag("dry_run"))
             .overwrite(options.flag("overwrite"))
+            .device(request.config.device)
             .open_options(request.config.open_options())
             .cancel(cancel);
         if let Some(most) = options.count("max_rank") {

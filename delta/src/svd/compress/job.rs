@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
+use sparse_gpu::SvdStreamed;
 use sparse_store::{Model, OpenOptions, Replace, Staged};
 use sparse_svd::{Measured, Rank};
 
@@ -57,6 +58,8 @@ struct Made {
     /// The energy of all differences that rounding explains.
     noise: f64,
     factor_bytes: u64,
+    /// Matrices that a GPU decomposed.
+    device_matrices: u64,
 }
 
 impl Job {
@@ -81,6 +84,8 @@ impl Job {
                 ],
             )?;
         }
+        // A device that must be there and is not is told before any work.
+        let device = SvdStreamed::open(self.options.device)?;
         let identity = self.identity(&pool)?;
         // Where it is written, and where it will be.
         let (place, path, url) = match &self.output {
@@ -123,6 +128,7 @@ impl Job {
             &identity,
             staged.as_ref().map(Staged::path),
             resume.clone(),
+            &device,
             &pool,
         )?;
         if staged.is_some() {
@@ -197,6 +203,7 @@ impl Job {
         identity: &Identity,
         dir: Option<&Path>,
         resume: Option<Resume>,
+        device: &SvdStreamed,
         pool: &ThreadPool,
     ) -> Result<(SvdDeltaManifest, SvdMetrics), DeltaError> {
         let mut writer = PayloadWriter::new(dir);
@@ -213,7 +220,7 @@ impl Job {
             SvdRank::Fixed(ranks) => ranks.clone(),
             _ => Vec::new(),
         };
-        let made = self.tensors(&modules, &ranks, &mut writer, resume, pool)?;
+        let made = self.tensors(&modules, &ranks, &mut writer, resume, device, pool)?;
         let largest = made
             .tensors
             .iter()
@@ -311,6 +318,7 @@ impl Job {
         }
         let metrics = SvdMetrics {
             factor_bytes: made.factor_bytes,
+            device_matrices: made.device_matrices,
             threads: pool.current_num_threads(),
             ..metrics_of(&manifest)
         };
@@ -324,6 +332,7 @@ impl Job {
         ranks: &[usize],
         writer: &mut PayloadWriter,
         resume: Option<Resume>,
+        device: &SvdStreamed,
         pool: &ThreadPool,
     ) -> Result<Made, DeltaError> {
         let options = &self.options;
@@ -338,6 +347,7 @@ impl Job {
             pool.install(|| pairs.par_iter().map(|pair| wishes.plan(pair)).collect());
         self.stop.check()?;
         let units = Units {
+            device,
             rank: self.rank_of_each(&plans, ranks),
             precision: options.precision,
             signs: options.signs,
@@ -367,6 +377,7 @@ impl Job {
             total: vec![Measured::default(); ranks.len().max(1)],
             noise: 0.0,
             factor_bytes: 0,
+            device_matrices: 0,
         };
         let numbers: Vec<usize> = (0..pairs.len()).collect();
         for batch in numbers.chunks(work.batch()) {
@@ -386,6 +397,7 @@ impl Job {
             }
         }
         ticker.finish();
+        made.device_matrices = device.done();
         Ok(made)
     }
 

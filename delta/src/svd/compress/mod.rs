@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use sparse_gpu::Choice;
 use sparse_store::{LockGuard, Model, OpenOptions, Published, Replace, Staged};
 use sparse_svd::Precision;
 
@@ -45,6 +46,7 @@ pub struct SvdCompress {
     overwrite: bool,
     dry_run: bool,
     threads: Option<usize>,
+    device: Choice,
     open: OpenOptions,
     progress: Option<Progress>,
     cancel: CancelToken,
@@ -66,6 +68,7 @@ impl SvdCompress {
             overwrite: false,
             dry_run: false,
             threads: None,
+            device: Choice::default(),
             open: OpenOptions::default(),
             progress: None,
             cancel: CancelToken::default(),
@@ -127,6 +130,13 @@ impl SvdCompress {
     }
 
     crate::operation_setters!();
+
+    /// Where differences are decomposed. A GPU's factors are as near to the difference as the CPU's, and not the same bits; the
+    /// CPU measures how near they are, wherever they come from.
+    pub fn device(mut self, device: Choice) -> Self {
+        self.device = device;
+        self
+    }
 
     /// Makes the artifact and commits it.
     ///
@@ -237,6 +247,8 @@ pub struct SvdMetrics {
     pub tensors: u64,
     /// Tensors that are approximated.
     pub approximated: u64,
+    /// Matrices that a GPU decomposed.
+    pub device_matrices: u64,
     /// Threads that worked.
     pub threads: usize,
     /// Wall time from open to commit.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use sparse_codec::{
-    Adapter, BlockForm, DType, Effort, EncodeOptions, LowRank, Moved, Scratch, SharedTables,
-    StripCode, TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
+    Adapter, BlockForm, DType, Effort, EncodeOptions, Granularity, Int8, LowRank, Moved, Scratch,
+    SharedTables, StripCode, TablesTrainer, TensorDecoder, TensorEncoder, TensorView, TrainingPair,
 };
 use sparse_gpu::{
     Blocks, Choice, Coded, Compute, Encoded, Encoding, ForEncoding, GpuError, OnDevice, Resident,
@@ -43,6 +43,17 @@ fn kinds() -> impl Strategy<Value = Kind> {
         1 => Just(Kind::Other),
         1 => Just(Kind::None),
     ]
+}
+
+/// All blocks, encoded on the CPU.
+fn blocks_of(encoder: &TensorEncoder<'_>) -> Vec<Vec<u8>> {
+    let mut scratch = Scratch::default();
+    let encode = |block| {
+        let mut out = Vec::new();
+        encoder.encode_block(block, &mut scratch, &mut out).unwrap();
+        out
+    };
+    (0..encoder.blocks()).map(encode).collect()
 }
 
 fn value(dtype: DType, word: &[u8]) -> f32 {
@@ -147,15 +158,7 @@ impl Pair {
     /// Header and blocks.
     pub(crate) fn encode(&self, options: &EncodeOptions) -> (Vec<u8>, Vec<Vec<u8>>) {
         let encoder = self.encoder(options);
-        let mut scratch = Scratch::default();
-        let blocks = (0..encoder.blocks())
-            .map(|block| {
-                let mut out = Vec::new();
-                encoder.encode_block(block, &mut scratch, &mut out).unwrap();
-                out
-            })
-            .collect();
-        (encoder.header().to_vec(), blocks)
+        (encoder.header().to_vec(), blocks_of(&encoder))
     }
 
     pub(crate) fn decoder(&self, header: &[u8], options: &EncodeOptions) -> TensorDecoder {
@@ -527,6 +530,143 @@ proptest! {
         let on_device = blocks.iter().filter(|b| b[0] == 2 || b[0] == 0 && moved).count() as u64;
         let cpu = blocks.len() as u64 - on_device;
         prop_assert_eq!(all.done(), Restored { device: on_device, cpu });
+    }
+}
+
+/// A tensor's decoder and blocks, against any base.
+fn coded_against(
+    target: TensorView<'_>,
+    base: TensorView<'_>,
+    encoder: &TensorEncoder<'_>,
+) -> (TensorDecoder, Vec<Vec<u8>>) {
+    let blocks = blocks_of(encoder);
+    let form = Some((base.dtype, base.shape));
+    let header = encoder.header();
+    let decoder = TensorDecoder::new(target.dtype, target.shape, header, form, None).unwrap();
+    (decoder, blocks)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// A base of another dtype is cast on the device: NaNs, infinities and denormals too.
+    #[test]
+    #[ignore = "needs a device"]
+    fn the_ring_casts_bases_of_other_dtypes(
+        (dtype, other) in (dtypes(), dtypes()).prop_filter("two dtypes", |(a, b)| a != b),
+        (rows, cols) in sizes(),
+        kind in kinds(),
+        wild in any::<bool>(),
+        seed in 1u64..,
+    ) {
+        let pair = Pair::new(dtype, rows, cols, kind, seed);
+        let mut base = sparse_codec::cast(dtype, &pair.base, other).unwrap();
+        if wild {
+            base = Numbers(seed).words(other, rows * cols, true);
+        }
+        let base = view(other, &pair.shape, &base);
+        let options = EncodeOptions::default();
+        let encoder = TensorEncoder::new(pair.target(), Some(base), &options).unwrap();
+        let (decoder, blocks) = coded_against(pair.target(), base, &encoder);
+        let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+        let all = Blocks::with_ring(Choice::Cuda, 1 << 22, 2).unwrap();
+        let out = decode_in_runs(&all, &decoder, &blocks, base.data, pair.target.len()).unwrap();
+        prop_assert!(out == pair.target);
+        // What is equal after the cast, and what is coded against it.
+        let device = blocks.iter().filter(|b| b[0] == 2 || b[0] == 0).count() as u64;
+        prop_assert_eq!(all.done(), Restored { device, cpu: blocks.len() as u64 - device });
+    }
+
+    /// Codes of INT8 become the words that the CPU makes of them.
+    #[test]
+    #[ignore = "needs a device"]
+    fn the_ring_rebuilds_int8(
+        dtype in dtypes(),
+        (rows, cols) in sizes(),
+        kind in kinds().prop_filter("numbers", |kind| !matches!(kind, Kind::Wild)),
+        granularity in prop_oneof![Just(Granularity::Tensor), Just(Granularity::Row), Just(Granularity::Group)],
+        seed in 1u64..,
+    ) {
+        let pair = Pair::new(dtype, rows, cols, kind, seed);
+        int8_comes_back(&pair, granularity, pair.base())?;
+    }
+}
+
+/// The number of the method of codes.
+const METHOD_INT8: u8 = 5;
+
+fn int8_comes_back(
+    pair: &Pair,
+    granularity: Granularity,
+    base: TensorView<'_>,
+) -> Result<(), TestCaseError> {
+    let int8 = Int8::new(pair.target(), Some(base), granularity).unwrap();
+    let encoder = TensorEncoder::int8(pair.target(), base, int8);
+    let (decoder, mut blocks) = coded_against(pair.target(), base, &encoder);
+    let bytes = pair.target.len();
+    let kept = blocks.clone();
+    let views: Vec<&[u8]> = kept.iter().map(Vec::as_slice).collect();
+    let slow = decode_slowly(&decoder, &views, base.data, bytes).unwrap();
+    let all = Blocks::with_ring(Choice::Cuda, 1 << 22, 2).unwrap();
+    let fast = decode_in_runs(&all, &decoder, &views, base.data, bytes).unwrap();
+    prop_assert!(fast == slow);
+    // What equals the base is a copy; between dtypes the CPU computes.
+    let same = base.dtype == Some(pair.dtype);
+    let device = views.iter().filter(|b| same && b[0] == METHOD_INT8).count();
+    let done = Restored {
+        device: device as u64,
+        cpu: (views.len() - device) as u64,
+    };
+    prop_assert_eq!(all.done(), done);
+    // One that no encoder wrote is left for the CPU to refuse.
+    let last = blocks.len() - 1;
+    let of_device = usize::from(same && blocks[last][0] == METHOD_INT8);
+    blocks[last].push(0);
+    let views: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+    let (tensor, mut out) = (OnDevice::default(), vec![0; bytes]);
+    let left = all
+        .decode(&tensor, &decoder, 0, &views, base.data, &mut out)
+        .unwrap();
+    prop_assert_eq!(left.last(), Some(&last));
+    prop_assert_eq!(left.len(), views.len() - device + of_device);
+    let end = decoder.target_range(last).start;
+    prop_assert!(device < blocks.len() || out[..end] == slow[..end]);
+    Ok(())
+}
+
+/// Several blocks, which begin in the midst of rows and groups; and a base of another dtype, whose INT8 is the CPU's.
+#[test]
+#[ignore = "needs a device"]
+fn the_ring_rebuilds_int8_of_several_blocks() {
+    let pair = Pair::new(DType::BF16, 360, 1500, Kind::Dense, 83);
+    for granularity in [Granularity::Row, Granularity::Group] {
+        int8_comes_back(&pair, granularity, pair.base()).unwrap();
+    }
+    let small = Pair::new(DType::BF16, 20, 150, Kind::Dense, 85);
+    let wide = sparse_codec::cast(DType::BF16, &small.base, DType::F32).unwrap();
+    let base = view(DType::F32, &small.shape, &wide);
+    int8_comes_back(&small, Granularity::Row, base).unwrap();
+}
+
+/// Runs of a tensor whose base has wider words hold as many as fit of those, and narrower ones no more than of the tensor's.
+#[test]
+#[ignore = "needs a device"]
+fn the_ring_casts_tensors_of_several_blocks() {
+    for (dtype, other) in [(DType::BF16, DType::F32), (DType::F32, DType::BF16)] {
+        let pair = Pair::new(dtype, 540, 1000, Kind::Sparse(900), 87);
+        let base = sparse_codec::cast(dtype, &pair.base, other).unwrap();
+        let base = view(other, &pair.shape, &base);
+        let options = EncodeOptions::default();
+        let encoder = TensorEncoder::new(pair.target(), Some(base), &options).unwrap();
+        let (decoder, blocks) = coded_against(pair.target(), base, &encoder);
+        let blocks: Vec<&[u8]> = blocks.iter().map(Vec::as_slice).collect();
+        for (chunk, device) in [(2 << 20, 2), (1 << 19, 1)] {
+            let all = Blocks::with_ring(Choice::Cuda, chunk, 2).unwrap();
+            let out = decode_in_runs(&all, &decoder, &blocks, base.data, pair.target.len());
+            assert!(out.unwrap() == pair.target, "{dtype:?} {chunk}");
+            let cpu = 2 - device;
+            assert_eq!(all.done(), Restored { device, cpu }, "{dtype:?} {chunk}");
+        }
     }
 }
 
