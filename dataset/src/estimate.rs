@@ -268,7 +268,7 @@ impl Job {
                     // Models are as large, and learn as much, as for the whole.
                     let bytes = all.bytes;
                     let plan = Plan { bytes, ..plan };
-                    let plan = (plan, whole.told);
+                    let plan = (plan, whole);
                     let priced = column::price(plan, target, &items, others, &budget, &gate)?;
                     let cost = extrapolated(whole, &weight, &priced, share);
                     Ok((priced, cost))

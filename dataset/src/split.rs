@@ -270,7 +270,7 @@ pub(crate) fn encode(
             .zip(&targets)
             .map(|((plan, weight), target)| {
                 check()?;
-                let plan = (plan, weight.told);
+                let plan = (plan, &weight);
                 let priced = column::price(plan, target, &items, others, &budget, &gate)?;
                 Ok((priced.plan, priced.stream))
             })

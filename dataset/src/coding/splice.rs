@@ -10,6 +10,8 @@ use crate::matching::HashMap;
 /// Bytes that must agree for what follows to be copied again.
 const AGAIN: usize = 8;
 
+/// How far on in the value it is looked for a place that is nearer.
+const AHEAD: usize = 32;
 const NOWHERE: usize = usize::MAX;
 
 /// A model of the values of one column.
@@ -153,16 +155,25 @@ fn find(base: &[u8], value: &[u8], edits: &mut Vec<Edit>) {
     }
     let (mut copied, mut from) = (front, 0);
     let (mut begin, mut at) = (0, 0);
-    while let Some(word) = word(value, at) {
-        let place = places.get_mut(&word).map_or(NOWHERE, |place| {
-            while *place < from {
-                *place = again[*place];
-            }
-            *place
-        });
-        if place == NOWHERE {
+    let mut place_of = |at: usize, from: usize| {
+        let place = places.get_mut(&word(value, at)?)?;
+        while *place < from {
+            *place = again[*place];
+        }
+        (*place != NOWHERE).then_some(*place)
+    };
+    while at + AGAIN <= value.len() {
+        let Some(mut place) = place_of(at, from) else {
             at += 1;
             continue;
+        };
+        if place - from > AHEAD {
+            // Far on: perhaps what comes a little later in the value is nearer.
+            let later = (at + 1..at + AHEAD).filter_map(|at| Some((place_of(at, from)?, at)));
+            let nearest = later.min_by_key(|(place, at)| place + at);
+            if let Some(nearer) = nearest.filter(|(nearer, _)| nearer + AHEAD < place) {
+                (place, at) = nearer;
+            }
         }
         // What comes before is the same, too, where the word is not the first of its kind.
         let before = value[begin..at].iter().rev();

@@ -117,6 +117,10 @@ struct Job<'a> {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Weight {
     pub(crate) told: usize,
+    /// Bytes of the cells of which something was expected.
+    edited: u64,
+    /// Whether most cells are stored.
+    is_mostly_new: bool,
     /// What of that comes before each of the items' marks.
     pub(crate) at_marks: Vec<usize>,
 }
@@ -158,7 +162,7 @@ pub(crate) fn weigh(
         learned: 0,
         remembered: 0,
     };
-    let (mut cells, mut bytes, mut longest) = (0_u64, 0_u64, 0_u64);
+    let (mut cells, mut bytes, mut longest, mut edited) = (0_u64, 0_u64, 0_u64, 0_u64);
     let mut tally = Tally(0);
     let at_marks = walk(
         &job_of(&plan, target, items, others),
@@ -167,6 +171,7 @@ pub(crate) fn weigh(
         &mut |tally, cell, expected| {
             cells += 1;
             bytes += cell.len() as u64;
+            edited += expected.map_or(0, |_| cell.len() as u64);
             longest = longest.max(cell.len() as u64);
             tally.0 += expected.map_or(cell.len() + 2, |expected| differing(expected, cell) + 6);
             Ok(())
@@ -175,6 +180,8 @@ pub(crate) fn weigh(
     (plan.cells, plan.bytes, plan.longest) = (cells, bytes, longest);
     let weight = Weight {
         told: tally.0,
+        edited,
+        is_mostly_new: cells > items.len() as u64 / 2,
         at_marks,
     };
     Ok((plan, weight))
@@ -197,9 +204,9 @@ pub(crate) struct Priced {
 }
 
 /// Codes a measured column by the method that suits what there is to store, and tells what was written where. Of a sample, the
-/// plan says how many bytes the whole has, and `told` what is told of that.
+/// plan says how many bytes the whole has, and the weight is that of the whole.
 pub(crate) fn price(
-    (plan, told): (Plan, usize),
+    (plan, weight): (Plan, &Weight),
     target: &Target<'_>,
     items: &Items<'_>,
     others: &Others<'_>,
@@ -215,14 +222,14 @@ pub(crate) fn price(
         });
     }
     // Edited cells are told by their edits, however many they are.
-    let by_edits = budget.quick && told as u64 <= plan.bytes / 2;
-    let in_parquet = !by_edits && parquet_keeps(&in_parquet(&target.column.ty));
+    let is_edited = plan.source == Source::Base && weight.edited >= plan.bytes / 4;
+    let by_edits = budget.quick && is_edited;
+    let in_parquet = parquet_keeps(&in_parquet(&target.column.ty));
     let price_in_parquet = |plan: Plan| price_in_parquet(plan, target, items, others, limits.zstd);
-    if in_parquet && plan.bytes > limits.mixed {
+    if in_parquet && !by_edits && plan.bytes > limits.mixed {
         return price_in_parquet(plan);
     }
-    let is_mostly_new = plan.cells > items.len() as u64 / 2;
-    if in_parquet && budget.quick && is_mostly_new {
+    if in_parquet && budget.quick && weight.is_mostly_new {
         // Nothing quick is always as good.
         let parquet = price_in_parquet(plan.clone())?;
         let coded = price_by_model(plan, target, items, others, budget, gate)?;
