@@ -383,7 +383,8 @@ pub(crate) fn decode(
     let shape = Shape::of(ty)?;
     let fits = (LEAST_LINES..=MOST_LINES).contains(&plan.log_lines)
         && (plan.log_lines == LEAST_LINES || shape.leaves() <= 1 << (MOST_LINES - plan.log_lines));
-    if matches!(plan.method, Method::Mixed | Method::Quick) && !fits {
+    let has_model = matches!(plan.method, Method::Mixed | Method::Quick);
+    if has_model && !fits {
         return Err(DatasetError::damaged("a model is too large"));
     }
     if plan.longest > plan.bytes {
@@ -411,6 +412,7 @@ pub(crate) fn decode(
         Method::Parquet | Method::Quick => parted(stream)?,
         Method::Nothing | Method::Mixed => (stream, &[][..]),
     };
+    let _held = has_model.then(|| gate.take(memory_of(plan, &shape)));
     let mut literals = Vec::new();
     if plan.method == Method::Quick {
         let known = known(plan, &shape, base);
@@ -443,7 +445,6 @@ pub(crate) fn decode(
             })?
         }
         Method::Mixed | Method::Quick => {
-            let _held = gate.take(memory_of(plan, &shape));
             let mut model = model(plan, &shape, base)?;
             let room = room(plan);
             rebuild(&job, &mut decoder, sink, |coder, expected, out| {
