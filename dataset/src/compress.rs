@@ -172,7 +172,8 @@ impl Compress {
         self
     }
 
-    /// How hard to try.
+    /// How hard to try. New values are told by mixing, a megabyte or two a second both ways; in splits of more than 2^18 rows only
+    /// at the effort max, or where they are few.
     pub fn effort(mut self, effort: Effort) -> Self {
         self.effort = effort;
         self

@@ -10,7 +10,7 @@ pub(crate) fn limits(effort: Effort) -> Limits {
         Effort::Fast => Limits {
             mixed: 256 << 10,
             deep: 0,
-            runs: 0,
+            quick: 0,
             learned: 0,
             learned_in_all: 0,
             remembered: 1 << 20,
@@ -19,7 +19,7 @@ pub(crate) fn limits(effort: Effort) -> Limits {
         Effort::Default => Limits {
             mixed: 4 << 20,
             deep: 1 << 20,
-            runs: 1 << 18,
+            quick: 1 << 18,
             learned: 256 << 10,
             learned_in_all: 768 << 10,
             remembered: 16 << 20,
@@ -28,7 +28,7 @@ pub(crate) fn limits(effort: Effort) -> Limits {
         Effort::Max => Limits {
             mixed: 64 << 20,
             deep: 64 << 20,
-            runs: usize::MAX,
+            quick: usize::MAX,
             learned: 64 << 20,
             learned_in_all: 256 << 20,
             remembered: 256 << 20,

@@ -254,8 +254,8 @@ impl Job {
         };
         let items = sample.items();
         let (whole, some) = (weigh(&all)?, weigh(&items)?);
-        let plans: Vec<Plan> = whole.iter().map(|(plan, _)| plan.clone()).collect();
-        let budget = Budget::new(limits(self.effort), &plans);
+        let plans = whole.iter().map(|(plan, _)| plan);
+        let budget = Budget::new(limits(self.effort), plans, all.len());
         let gate = Gate::new(self.memory);
         let priced: Vec<(Priced, f64)> = split.with_others(&items, |others| {
             whole
@@ -268,6 +268,7 @@ impl Job {
                     // Models are as large, and learn as much, as for the whole.
                     let bytes = all.bytes;
                     let plan = Plan { bytes, ..plan };
+                    let plan = (plan, whole);
                     let priced = column::price(plan, target, &items, others, &budget, &gate)?;
                     let cost = extrapolated(whole, &weight, &priced, share);
                     Ok((priced, cost))
@@ -372,9 +373,11 @@ const NEW_PARTS: usize = 2;
 /// What a column costs, by what its sample costs.
 fn extrapolated(whole: &Weight, sample: &Weight, priced: &Priced, share: f64) -> f64 {
     let total = priced.stream.len() as f64;
-    if priced.plan.method == Method::Parquet {
+    match priced.plan.method {
         // One file of all cells: as many times larger as there is more in it.
-        return total * share;
+        Method::Parquet => return total * share,
+        Method::Quick => return total * whole.told as f64 / sample.told.max(1) as f64,
+        Method::Nothing | Method::Mixed => {}
     }
     let point = |at: usize| {
         let told = sample.at_marks.get(at).copied().unwrap_or(sample.told);

@@ -27,6 +27,7 @@ mod pair;
 mod places;
 #[cfg(test)]
 mod property;
+mod quoted;
 mod reconstruct;
 mod shuffle;
 mod split;

@@ -271,7 +271,7 @@ pub(crate) fn scratch() -> std::path::PathBuf {
 pub(crate) fn room(scratch: &Path, memory: u64) -> Room<'_> {
     Room {
         scratch,
-        held: usize::try_from(memory / 16).unwrap_or(usize::MAX),
+        held: usize::try_from(memory / 8).unwrap_or(usize::MAX),
         mapped: memory / 3,
     }
 }

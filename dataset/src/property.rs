@@ -529,9 +529,10 @@ fn assert_same(case: u64, schema: &Schema, expected: &[RecordBatch], found: &[Re
 /// Limits that lead to every way of storing.
 fn some_limits(random: &mut Random) -> Limits {
     let mut limits = limits(Default::default());
-    match random.below(4) {
+    match random.below(5) {
         0 => limits.mixed = 64,
-        1 => (limits.deep, limits.runs) = (0, 0),
+        1 => limits.deep = 0,
+        2 => limits.quick = 0,
         _ => {}
     }
     limits

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{Array as _, ArrayRef, AsArray as _, RecordBatch, RecordBatchOptions};
+use arrow::datatypes::{DataType, Int64Type, SchemaRef, UInt64Type};
 use arrow::row::{RowConverter, SortField};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -249,15 +249,15 @@ pub(crate) fn encode(
             .zip(&sources)
             .filter(|(_, source)| **source == Source::Base)
             .for_each(|(target, _)| target.compare(&items));
-        let measured: Vec<Plan> = sources
+        let measured: Vec<(Plan, column::Weight)> = sources
             .into_par_iter()
             .zip(&targets)
             .map(|(source, target)| {
                 check()?;
-                column::measure(source, target, &items, others)
+                column::weigh(source, target, &items, others)
             })
             .collect::<Result<_, DatasetError>>()?;
-        let budget = Budget::new(limits, &measured);
+        let budget = Budget::new(limits, measured.iter().map(|(plan, _)| plan), items.len());
         if budget.bytes > memory / 2 {
             return Err(DatasetError::usage(format!(
                 "the split has {} bytes of values that its base has not, too many for {memory} bytes of memory; allow more (`memory`)",
@@ -268,9 +268,11 @@ pub(crate) fn encode(
         measured
             .into_par_iter()
             .zip(&targets)
-            .map(|(plan, target)| {
+            .map(|((plan, weight), target)| {
                 check()?;
-                column::encode(plan, target, &items, others, &budget, &gate)
+                let plan = (plan, &weight);
+                let priced = column::price(plan, target, &items, others, &budget, &gate)?;
+                Ok((priced.plan, priced.stream))
             })
             .collect::<Result<Vec<_>, DatasetError>>()
     })?;
@@ -521,6 +523,9 @@ fn sorted(
     descending: bool,
     nulls_first: bool,
 ) -> Result<Vec<u32>, DatasetError> {
+    if let Some(keys) = keys(ty, arrays, descending)? {
+        return Ok(by_keys(&keys));
+    }
     let converter = converter(ty, descending, nulls_first)?;
     let mut rows = converter.empty_rows(0, 0);
     for array in arrays {
@@ -529,6 +534,58 @@ fn sorted(
     let mut program: Vec<u32> = (0..rows.num_rows()).map(narrow).collect();
     program.par_sort_by(|&a, &b| rows.row(a as usize).cmp(&rows.row(b as usize)));
     Ok(program)
+}
+
+/// The items in a stable order by their keys. Those kept are in order already, more often than not, and so are the new ones.
+fn by_keys(keys: &[u64]) -> Vec<u32> {
+    let first = keys
+        .windows(2)
+        .position(|pair| pair[1] < pair[0])
+        .map_or(keys.len(), |at| at + 1);
+    let mut rest: Vec<u32> = (first..keys.len()).map(narrow).collect();
+    rest.sort_by_key(|&item| keys[item as usize]);
+    let mut program = Vec::with_capacity(keys.len());
+    let mut done = 0;
+    for item in rest {
+        let key = keys[item as usize];
+        let before = done + keys[done..first].partition_point(|&other| other <= key);
+        program.extend((done..before).map(narrow));
+        program.push(item);
+        done = before;
+    }
+    program.extend((done..first).map(narrow));
+    program
+}
+
+/// Numbers in the order of the values, where these are whole numbers or days or time stamps and none is null.
+fn keys(
+    ty: &DataType,
+    arrays: &[ArrayRef],
+    descending: bool,
+) -> Result<Option<Vec<u64>>, DatasetError> {
+    let has_keys = ty.is_integer()
+        || matches!(
+            ty,
+            DataType::Date32 | DataType::Date64 | DataType::Timestamp(_, _)
+        );
+    if !has_keys || arrays.iter().any(|array| array.null_count() > 0) {
+        return Ok(None);
+    }
+    let mut keys = Vec::new();
+    for array in arrays {
+        if ty.is_unsigned_integer() {
+            let array = cast_to(array, &DataType::UInt64)?;
+            keys.extend_from_slice(array.as_primitive::<UInt64Type>().values());
+        } else {
+            let array = cast_to(array, &DataType::Int64)?;
+            let values = array.as_primitive::<Int64Type>().values().iter();
+            keys.extend(values.map(|value| value.cast_unsigned() ^ (1 << 63)));
+        }
+    }
+    if descending {
+        keys.iter_mut().for_each(|key| *key = !*key);
+    }
+    Ok(Some(keys))
 }
 
 /// The values of a column item by item, in pieces.

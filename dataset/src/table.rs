@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::{
+    Array, ArrayData, ArrayRef, MutableArrayData, RecordBatch, RecordBatchOptions, make_array,
+};
 use arrow::buffer::Buffer;
 use arrow::compute::{BatchCoalescer, interleave};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -171,8 +173,14 @@ impl Table {
         let mut at = 0;
         while at < batch.num_rows() {
             let count = (batch.num_rows() - at).min(BATCH);
-            chunks.push_batch(batch.slice(at, count))?;
+            let piece = batch.slice(at, count);
             at += count;
+            // Batches are mostly read as they are needed.
+            if count == BATCH && chunks.is_empty() {
+                spool.push(piece)?;
+                continue;
+            }
+            chunks.push_batch(piece)?;
             while let Some(chunk) = chunks.next_completed_batch() {
                 spool.push(chunk)?;
             }
@@ -354,6 +362,8 @@ pub(crate) fn gather(
     // Only the arrays that are picked from: there may be thousands.
     let mut place = vec![usize::MAX; all.len()];
     let mut arrays = Vec::new();
+    let mut runs = 0;
+    let mut last = None;
     let picks: Vec<(usize, usize)> = picks
         .map(|(column, row)| {
             let of = starts[column] + row / BATCH;
@@ -361,13 +371,34 @@ pub(crate) fn gather(
                 place[of] = arrays.len();
                 arrays.push(all[of]);
             }
-            (place[of], row % BATCH)
+            let pick = (place[of], row % BATCH);
+            runs += usize::from(last != Some(pick));
+            last = Some((pick.0, pick.1 + 1));
+            pick
         })
         .collect();
     if arrays.is_empty() {
         arrays.extend(all.first());
     }
-    Ok(interleave(&arrays, &picks)?)
+    if runs * LEAST_RUN > picks.len() {
+        return Ok(interleave(&arrays, &picks)?);
+    }
+    in_runs(&arrays, &picks)
+}
+
+/// Rows that follow each other, on average, for these to be copied together.
+const LEAST_RUN: usize = 8;
+
+/// The rows `picks` of arrays of one type, copied run by run.
+fn in_runs(arrays: &[&dyn Array], picks: &[(usize, usize)]) -> Result<ArrayRef, DatasetError> {
+    let data: Vec<ArrayData> = arrays.iter().map(|array| array.to_data()).collect();
+    let mut copied = MutableArrayData::new(data.iter().collect(), false, picks.len());
+    let runs = picks.chunk_by(|a, b| (a.0, a.1 + 1) == *b);
+    for run in runs {
+        let (array, start) = run[0];
+        copied.try_extend(array, start, start + run.len())?;
+    }
+    Ok(make_array(copied.freeze()))
 }
 
 /// Where batches go: memory at first, a temporary file once they are many.

@@ -27,7 +27,8 @@ pub(crate) struct DatasetCompress {
     /// The splits of the derivative to store [default: all]
     #[arg(long, value_delimiter = ',', value_name = "SPLIT")]
     pub(crate) splits: Vec<String>,
-    /// How hard to try: fast, default, or max
+    /// How hard to try: fast, default (new values are told by mixing, in splits of more than 262,144 rows only where they are
+    /// few), or max (by mixing, however many: the smallest, at a megabyte or two of them a second, both ways)
     #[arg(long, default_value_t = Effort::Default)]
     pub(crate) effort: Effort,
     /// What comes back of Parquet files: rows, in files written anew; bytes, whatever it costs; auto: bytes where it costs little

@@ -48,6 +48,12 @@ impl Bit {
         (self.p >> 6).clamp(1, 65535)
     }
 
+    /// How many bits it was learned from, 255 at most.
+    #[inline]
+    pub(crate) fn seen(self) -> u8 {
+        self.seen
+    }
+
     #[inline]
     pub(crate) fn update(&mut self, bit: bool) {
         let rate = u64::from(RATES[usize::from(self.seen)]);

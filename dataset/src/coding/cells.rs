@@ -2,7 +2,9 @@
 
 use super::bits::{Bit, Int};
 use super::fixed::Fixed;
+use super::near::{self, Near};
 use super::range::Coder;
+use super::splice::Splice;
 use super::text::Text;
 use crate::DatasetError;
 use crate::cell::{Reader, Shape, write_leb};
@@ -21,7 +23,9 @@ enum Kind {
     /// By the last two, and the base's.
     Bool(Box<[Bit; 12]>, usize),
     Fixed(Box<Fixed>),
+    Near(Box<Near>),
     Bytes(Box<Text>),
+    Splice(Box<Splice>),
     List {
         same: Bit,
         length: Box<Int>,
@@ -36,8 +40,8 @@ enum Kind {
 pub(crate) struct Room {
     /// Whether every context is mixed, or the best few.
     pub(crate) deep: bool,
-    /// Whether runs of the base's bytes are told at once.
-    pub(crate) runs: bool,
+    /// Whether values are not mixed, but told in the quickest way.
+    pub(crate) quick: bool,
     /// Log of the lines of memory (16 bytes each) of every part.
     pub(crate) log_lines: u32,
     /// Bytes of history of every part.
@@ -52,11 +56,15 @@ impl CellModel {
         let kind = match shape {
             Shape::Null => Kind::Null,
             Shape::Bool => Kind::Bool(Box::new([Bit::default(); 12]), 0),
+            Shape::Fixed(width) if room.quick && *width <= near::WIDEST => {
+                Kind::Near(Box::new(Near::new(*width, room.log_lines.min(18))))
+            }
+            Shape::Fixed(_) | Shape::Bytes if room.quick => Kind::Splice(Box::new(Splice::new())),
             Shape::Fixed(width) => {
                 Kind::Fixed(Box::new(Fixed::new(*width, room.log_lines.min(18))))
             }
             Shape::Bytes => {
-                let text = Text::new(room.log_lines, room.history, room.deep, room.runs);
+                let text = Text::new(room.log_lines, room.history, room.deep);
                 Kind::Bytes(Box::new(text))
             }
             Shape::List(element) => Kind::List {
@@ -87,12 +95,14 @@ impl CellModel {
             Kind::Bool(..) => {
                 cell.byte()?;
             }
-            Kind::Fixed(_) => {
+            Kind::Fixed(_) | Kind::Near(_) => {
                 let Shape::Fixed(width) = self.shape else {
                     return Ok(());
                 };
                 cell.take(width)?;
             }
+            // Nothing is remembered of what is not mixed.
+            Kind::Splice(_) => cell.skip_value(&self.shape)?,
             Kind::Bytes(text) => {
                 let length = cell.leb()?;
                 text.remember(cell.take(length)?);
@@ -149,6 +159,15 @@ impl CellModel {
         if coder.is_exhausted() || out.len() > room.longest {
             return Err(DatasetError::damaged("a value never ends"));
         }
+        let width = match self.shape {
+            Shape::Fixed(width) => Some(width),
+            _ => None,
+        };
+        if width.is_some_and(|width| width > room.longest.saturating_sub(out.len())) {
+            return Err(DatasetError::damaged(
+                "a value is longer than its column says",
+            ));
+        }
         match &mut self.kind {
             Kind::Null => {}
             Kind::Bool(bits, last) => {
@@ -162,35 +181,29 @@ impl CellModel {
                 out.push(u8::from(bit));
             }
             Kind::Fixed(fixed) => {
-                let Shape::Fixed(width) = self.shape else {
-                    return Ok(());
-                };
-                if width > room.longest.saturating_sub(out.len()) {
-                    return Err(DatasetError::damaged(
-                        "a value is longer than its column says",
-                    ));
-                }
-                let value = if C::ENCODES { cell.take(width)? } else { &[] };
-                let base = base.map(|base| base.take(width)).transpose()?;
+                let (value, base) = bytes_of::<C>(cell, base, width)?;
                 fixed.code(coder, value, base, out);
             }
+            Kind::Near(near) => {
+                let (value, base) = bytes_of::<C>(cell, base, width)?;
+                near.code(coder, value, base, out)?;
+            }
             Kind::Bytes(text) => {
-                let value = if C::ENCODES {
-                    let length = cell.leb()?;
-                    cell.take(length)?
-                } else {
-                    &[]
-                };
-                let base = match base {
-                    Some(base) => {
-                        let length = base.leb()?;
-                        Some(base.take(length)?)
-                    }
-                    None => None,
-                };
+                let (value, base) = bytes_of::<C>(cell, base, width)?;
                 let mut found = Vec::new();
                 text.code(coder, value, base, room.longest, &mut found)?;
                 write_leb(out, found.len() as u64);
+                out.extend_from_slice(&found);
+            }
+            Kind::Splice(splice) => {
+                let (value, base) = bytes_of::<C>(cell, base, width)?;
+                let mut found = Vec::new();
+                splice.code(coder, value, base, room.longest, &mut found)?;
+                match width {
+                    None => write_leb(out, found.len() as u64),
+                    Some(width) if width == found.len() => {}
+                    Some(_) => return Err(DatasetError::damaged("a value has another width")),
+                }
                 out.extend_from_slice(&found);
             }
             Kind::List {
@@ -244,4 +257,22 @@ impl CellModel {
         }
         Ok(())
     }
+}
+
+/// The bytes of a value, which the encoder has, and those of its base: so many, or after their number.
+fn bytes_of<'a, 'b, C: Coder>(
+    cell: &mut Reader<'a>,
+    base: Option<&mut Reader<'b>>,
+    width: Option<usize>,
+) -> Result<(&'a [u8], Option<&'b [u8]>), DatasetError> {
+    fn take<'r>(reader: &mut Reader<'r>, width: Option<usize>) -> Result<&'r [u8], DatasetError> {
+        let count = match width {
+            Some(width) => width,
+            None => reader.leb()?,
+        };
+        reader.take(count)
+    }
+    let value = if C::ENCODES { take(cell, width)? } else { &[] };
+    let base = base.map(|base| take(base, width)).transpose()?;
+    Ok((value, base))
 }

@@ -3,8 +3,11 @@
 mod bits;
 mod cells;
 mod fixed;
+mod known;
 mod mix;
+mod near;
 mod range;
+mod splice;
 mod text;
 
 pub(crate) use bits::{Bit, Int};

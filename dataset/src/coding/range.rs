@@ -17,6 +17,17 @@ pub(crate) trait Coder {
         0
     }
 
+    /// Passes `count` bytes on that are not coded here, and appends them to `out`.
+    fn literal(
+        &mut self,
+        given: &[u8],
+        _count: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), DatasetError> {
+        out.extend_from_slice(given);
+        Ok(())
+    }
+
     /// Codes `value` below `count`, all equally likely.
     fn uniform(&mut self, value: u64, count: u64) -> u64 {
         let (mut low, mut high) = (0_u64, count.max(1));
@@ -46,6 +57,7 @@ pub(crate) struct Encoder {
     low: u64,
     high: u64,
     out: Vec<u8>,
+    literals: Vec<u8>,
 }
 
 impl Encoder {
@@ -54,7 +66,14 @@ impl Encoder {
             low: 0,
             high: u64::MAX,
             out: Vec::new(),
+            literals: Vec::new(),
         }
+    }
+
+    /// The stream, and the bytes that are not in it.
+    pub(crate) fn finish_both(mut self) -> (Vec<u8>, Vec<u8>) {
+        let literals = std::mem::take(&mut self.literals);
+        (self.finish(), literals)
     }
 
     /// The stream: as few more bytes as tell its end from other streams, where zeros follow.
@@ -108,6 +127,17 @@ impl Coder for Encoder {
     fn written(&self) -> usize {
         self.out.len()
     }
+
+    fn literal(
+        &mut self,
+        given: &[u8],
+        _count: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), DatasetError> {
+        self.literals.extend_from_slice(given);
+        out.extend_from_slice(given);
+        Ok(())
+    }
 }
 
 /// Reads bits.
@@ -117,6 +147,7 @@ pub(crate) struct Decoder<'a> {
     high: u64,
     value: u64,
     rest: &'a [u8],
+    literals: &'a [u8],
     /// Zeros read after the end.
     missing: u64,
 }
@@ -126,11 +157,17 @@ const MOST_MISSING: u64 = 8;
 
 impl<'a> Decoder<'a> {
     pub(crate) fn new(stream: &'a [u8]) -> Self {
+        Self::with_literals(stream, &[])
+    }
+
+    /// With the bytes that are not in the stream.
+    pub(crate) fn with_literals(stream: &'a [u8], literals: &'a [u8]) -> Self {
         let mut decoder = Self {
             low: 0,
             high: u64::MAX,
             value: 0,
             rest: stream,
+            literals,
             missing: 0,
         };
         for _ in 0..8 {
@@ -155,7 +192,7 @@ impl<'a> Decoder<'a> {
 
     /// An error if the stream was not read to its end.
     pub(crate) fn finish(&self) -> Result<(), DatasetError> {
-        if self.rest.is_empty() && self.missing <= MOST_MISSING {
+        if self.rest.is_empty() && self.literals.is_empty() && self.missing <= MOST_MISSING {
             Ok(())
         } else {
             Err(DatasetError::damaged("a coded stream has another length"))
@@ -185,6 +222,16 @@ impl Coder for Decoder<'_> {
 
     fn is_exhausted(&self) -> bool {
         self.missing > MOST_MISSING
+    }
+
+    fn literal(&mut self, _: &[u8], count: usize, out: &mut Vec<u8>) -> Result<(), DatasetError> {
+        let (taken, rest) = self
+            .literals
+            .split_at_checked(count)
+            .ok_or_else(|| DatasetError::damaged("what is put into values ends early"))?;
+        self.literals = rest;
+        out.extend_from_slice(taken);
+        Ok(())
     }
 }
 

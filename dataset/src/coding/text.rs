@@ -1,7 +1,6 @@
 //! Texts and other byte strings, one after another: each byte is predicted from the bytes before it, from the place in
 //! everything seen so far where the same bytes came last, and, for an edited value, from the value it was made from.
 
-use super::bits::Bit;
 use super::mix::{Expected, Mix};
 use super::range::Coder;
 use crate::DatasetError;
@@ -19,12 +18,6 @@ const EXPERTS: usize = 2;
 const MATCH: usize = 6;
 /// How far from the last place in the base value the thread is looked for, in bytes.
 const NEAR: usize = 4096;
-
-/// Where runs are told, up to so many bytes that are the base's are told by one bit.
-const RUN: usize = 16;
-/// Runs shorter than that, at the end of the base, are not worth one; nor is it asked where the thread is trusted less.
-const LEAST_RUN: usize = 4;
-const LEAST_TRUST: usize = 5;
 
 /// How many contexts are mixed.
 enum Model {
@@ -44,8 +37,6 @@ pub(crate) struct Text {
     word: u64,
     word_before: u64,
     from: Thread,
-    /// Whether a run of the base's bytes follows, by the trust in the thread; where that is asked.
-    runs: Option<[Bit; 16]>,
     /// The value that is written, escaped.
     given: Vec<u8>,
 }
@@ -83,13 +74,11 @@ struct Thread {
     /// What was expected, and what came, when the thread was lost last.
     last_miss: (u8, u8),
     began: usize,
-    /// Up to there it is known that not all bytes are the base's.
-    quiet: usize,
 }
 
 impl Text {
     /// A model with 2^`log_lines` lines of memory (16 bytes each) that remembers up to `most_history` bytes.
-    pub(crate) fn new(log_lines: u32, most_history: usize, deep: bool, runs: bool) -> Self {
+    pub(crate) fn new(log_lines: u32, most_history: usize, deep: bool) -> Self {
         Self {
             mix: if deep {
                 Model::Deep(Mix::new(log_lines))
@@ -104,7 +93,6 @@ impl Text {
             word: 0,
             word_before: 0,
             from: Thread::default(),
-            runs: runs.then_some([Bit::starting_at(60000); 16]),
             given: Vec::new(),
         }
     }
@@ -135,7 +123,6 @@ impl Text {
         (self.from.at, self.from.trust, self.from.misses) = (0, 10, 0);
         self.from.last_miss = (0, 0);
         self.from.began = self.history.len();
-        self.from.quiet = 0;
         self.given.clear();
         if C::ENCODES {
             escape(value, &mut self.given);
@@ -145,27 +132,10 @@ impl Text {
         let mut at = 0;
         let start = out.len();
         loop {
-            let ended = match self.code_run(coder, at) {
-                Some(length) => {
-                    let low = self.from.at;
-                    self.from.at += length;
-                    self.from.trust = (self.from.trust + length).min(15);
-                    at += length;
-                    let mut ended = false;
-                    for place in low..low + length {
-                        let byte = self.from.base[place];
-                        self.push(byte);
-                        ended |= plain.push(byte, out);
-                    }
-                    ended
-                }
-                None => {
-                    let next = self.given.get(at).copied().unwrap_or(END);
-                    at += 1;
-                    let byte = self.code_byte(coder, next);
-                    plain.push(byte, out)
-                }
-            };
+            let next = self.given.get(at).copied().unwrap_or(END);
+            at += 1;
+            let byte = self.code_byte(coder, next);
+            let ended = plain.push(byte, out);
             if ended {
                 return Ok(());
             }
@@ -173,20 +143,6 @@ impl Text {
                 return Err(DatasetError::damaged("a value never ends"));
             }
         }
-    }
-
-    /// Where runs are told and the base is to be trusted: how many bytes follow as they are there, if they do.
-    fn code_run<C: Coder>(&mut self, coder: &mut C, at: usize) -> Option<usize> {
-        let runs = self.runs.as_mut()?;
-        let length = self.from.run()?;
-        let end = self.from.at + length;
-        let rest = self.given.get(at..).unwrap_or_default();
-        let all = rest.starts_with(&self.from.base[self.from.at..end]);
-        if runs[self.from.trust & 15].code(coder, all) {
-            return Some(length);
-        }
-        self.from.quiet = end;
-        None
     }
 
     fn code_byte<C: Coder>(&mut self, coder: &mut C, byte: u8) -> u8 {
@@ -313,13 +269,6 @@ impl Text {
 }
 
 impl Thread {
-    /// How many bytes may follow as they are in the base, where it is worth asking.
-    fn run(&self) -> Option<usize> {
-        let length = RUN.min(self.base.len().checked_sub(self.at)?);
-        (length >= LEAST_RUN && self.trust >= LEAST_TRUST && self.at >= self.quiet)
-            .then_some(length)
-    }
-
     /// After `byte` came (it is the last of `history` already): forward, or look for the place to go on from.
     fn follow(&mut self, byte: u8, history: &[u8]) {
         let expected = self.base[self.at];
@@ -330,7 +279,7 @@ impl Thread {
                 return;
             }
         } else {
-            (self.trust, self.quiet) = (0, 0);
+            self.trust = 0;
             self.misses += 1;
             self.last_miss = (expected, byte);
         }

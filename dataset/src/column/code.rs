@@ -16,11 +16,18 @@ use crate::coding::{Bit, CellModel, Coder, Decoder, Encoder, Learn, Room};
 use crate::gate::Gate;
 use crate::matching::sampled;
 use crate::output::parquet_keeps;
+use crate::quoted;
 use crate::table::Column;
 
 /// The lines of a column's models are between 2^12 for every part and 2^22 for all.
 const LEAST_LINES: u32 = 12;
 const MOST_LINES: u32 = 22;
+/// Level of zstd for what is put into values, where time matters.
+const QUICK_LEVEL: i32 = 12;
+/// Rows of the base that are learned there.
+const QUICK_LEARNED: u64 = 4096;
+/// No more is taken into the cells that may be quoted once they have so many bytes.
+const MOST_KNOWN: usize = 1 << 24;
 /// Rows of every array of stored cells but the last: as in a table.
 const BATCH: usize = 1 << 13;
 
@@ -106,20 +113,14 @@ struct Job<'a> {
     others: &'a Others<'a>,
 }
 
-/// How much there is to store of a column.
-pub(crate) fn measure(
-    source: Source,
-    target: &Target<'_>,
-    items: &Items<'_>,
-    others: &Others<'_>,
-) -> Result<Plan, DatasetError> {
-    Ok(weigh(source, target, items, others)?.0)
-}
-
 /// What there is to tell of a column: of cells that resemble what was expected, the part that differs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Weight {
     pub(crate) told: usize,
+    /// Bytes of the cells of which something was expected.
+    edited: u64,
+    /// Whether most cells are stored.
+    is_mostly_new: bool,
     /// What of that comes before each of the items' marks.
     pub(crate) at_marks: Vec<usize>,
 }
@@ -157,12 +158,11 @@ pub(crate) fn weigh(
         bytes: 0,
         longest: 0,
         shallow: false,
-        runs: false,
         log_lines: 0,
         learned: 0,
         remembered: 0,
     };
-    let (mut cells, mut bytes, mut longest) = (0_u64, 0_u64, 0_u64);
+    let (mut cells, mut bytes, mut longest, mut edited) = (0_u64, 0_u64, 0_u64, 0_u64);
     let mut tally = Tally(0);
     let at_marks = walk(
         &job_of(&plan, target, items, others),
@@ -171,6 +171,7 @@ pub(crate) fn weigh(
         &mut |tally, cell, expected| {
             cells += 1;
             bytes += cell.len() as u64;
+            edited += expected.map_or(0, |_| cell.len() as u64);
             longest = longest.max(cell.len() as u64);
             tally.0 += expected.map_or(cell.len() + 2, |expected| differing(expected, cell) + 6);
             Ok(())
@@ -179,6 +180,8 @@ pub(crate) fn weigh(
     (plan.cells, plan.bytes, plan.longest) = (cells, bytes, longest);
     let weight = Weight {
         told: tally.0,
+        edited,
+        is_mostly_new: cells > items.len() as u64 / 2,
         at_marks,
     };
     Ok((plan, weight))
@@ -193,19 +196,6 @@ fn differing(expected: &[u8], cell: &[u8]) -> usize {
     cell.len() - front - pairs.take_while(|(a, b)| a == b).count()
 }
 
-/// Codes a measured column: chooses the method by the number of bytes there are to store.
-pub(crate) fn encode(
-    plan: Plan,
-    target: &Target<'_>,
-    items: &Items<'_>,
-    others: &Others<'_>,
-    budget: &Budget,
-    gate: &Gate,
-) -> Result<(Plan, Vec<u8>), DatasetError> {
-    let priced = price(plan, target, items, others, budget, gate)?;
-    Ok((priced.plan, priced.stream))
-}
-
 /// A coded column, and how long the stream was at each of the items' marks.
 pub(crate) struct Priced {
     pub(crate) plan: Plan,
@@ -213,9 +203,10 @@ pub(crate) struct Priced {
     pub(crate) at_marks: Vec<usize>,
 }
 
-/// Codes a column, and tells what was written where. Of a sample, the plan says how many bytes the whole has.
+/// Codes a measured column by the method that suits what there is to store, and tells what was written where. Of a sample, the
+/// plan says how many bytes the whole has, and the weight is that of the whole.
 pub(crate) fn price(
-    mut plan: Plan,
+    (plan, weight): (Plan, &Weight),
     target: &Target<'_>,
     items: &Items<'_>,
     others: &Others<'_>,
@@ -230,41 +221,74 @@ pub(crate) fn price(
             at_marks: vec![0; items.marks.len()],
         });
     }
-    if plan.bytes > limits.mixed && parquet_keeps(&in_parquet(&target.column.ty)) {
-        plan.method = Method::Parquet;
-        let mut stored = Vec::new();
-        let mut builder = Builder::new(&target.column.ty)?;
-        let mut encoder = Encoder::new();
-        let at_marks = walk(
-            &job_of(&plan, target, items, others),
-            &mut encoder,
-            target,
-            &mut |_, cell, _| {
-                builder.push(&mut Reader::new(cell))?;
-                if builder.len() == BATCH {
-                    let full = std::mem::replace(&mut builder, Builder::new(&target.column.ty)?);
-                    stored.push(full.finish()?);
-                }
-                Ok(())
-            },
-        )?;
-        stored.push(builder.finish()?);
-        let flags = encoder.finish();
-        let mut stream = u32::try_from(flags.len())
-            .map_err(|_| DatasetError::internal("too many flags"))?
-            .to_le_bytes()
-            .to_vec();
-        stream.extend_from_slice(&flags);
-        stream.extend(to_parquet(&target.column.ty, &stored, limits.zstd)?);
-        return Ok(Priced {
-            plan,
-            stream,
-            at_marks,
-        });
+    // Edited cells are told by their edits, however many they are.
+    let is_edited = plan.source == Source::Base && weight.edited >= plan.bytes / 4;
+    let by_edits = budget.quick && is_edited;
+    let in_parquet = parquet_keeps(&in_parquet(&target.column.ty));
+    let price_in_parquet = |plan: Plan| price_in_parquet(plan, target, items, others, limits.zstd);
+    if in_parquet && !by_edits && plan.bytes > limits.mixed {
+        return price_in_parquet(plan);
     }
-    plan.method = Method::Mixed;
-    plan.shallow = !budget.is_deep();
-    plan.runs = plan.shallow && target.column.rows() > limits.runs;
+    if in_parquet && budget.quick && weight.is_mostly_new {
+        // Nothing quick is always as good.
+        let parquet = price_in_parquet(plan.clone())?;
+        let coded = price_by_model(plan, target, items, others, budget, gate)?;
+        let is_smaller = parquet.stream.len() < coded.stream.len();
+        return Ok(if is_smaller { parquet } else { coded });
+    }
+    price_by_model(plan, target, items, others, budget, gate)
+}
+
+/// Stores the cells in a Parquet file.
+fn price_in_parquet(
+    mut plan: Plan,
+    target: &Target<'_>,
+    items: &Items<'_>,
+    others: &Others<'_>,
+    level: i32,
+) -> Result<Priced, DatasetError> {
+    plan.method = Method::Parquet;
+    let mut stored = Vec::new();
+    let mut builder = Builder::new(&target.column.ty)?;
+    let mut encoder = Encoder::new();
+    let at_marks = walk(
+        &job_of(&plan, target, items, others),
+        &mut encoder,
+        target,
+        &mut |_, cell, _| {
+            builder.push(&mut Reader::new(cell))?;
+            if builder.len() == BATCH {
+                let full = std::mem::replace(&mut builder, Builder::new(&target.column.ty)?);
+                stored.push(full.finish()?);
+            }
+            Ok(())
+        },
+    )?;
+    stored.push(builder.finish()?);
+    let cells = to_parquet(&target.column.ty, &stored, level)?;
+    Ok(Priced {
+        plan,
+        stream: joined(&encoder.finish(), &cells)?,
+        at_marks,
+    })
+}
+
+/// Codes the cells by a model.
+fn price_by_model(
+    mut plan: Plan,
+    target: &Target<'_>,
+    items: &Items<'_>,
+    others: &Others<'_>,
+    budget: &Budget,
+    gate: &Gate,
+) -> Result<Priced, DatasetError> {
+    let limits = budget.limits;
+    if budget.quick {
+        plan.method = Method::Quick;
+    } else {
+        plan.method = Method::Mixed;
+        plan.shallow = !budget.is_deep();
+    }
     let mut bytes = plan.bytes;
     if let Some(base) = target.base {
         let base_rows = base.rows();
@@ -276,10 +300,12 @@ pub(crate) fn price(
             ((sample.len() / count.max(1)) as u64).max(1)
         };
         let all = base_rows as u64;
-        let learned = budget.learned(&plan) / if plan.runs { 4 } else { 1 };
-        plan.learned = (learned / average).min(all);
+        plan.learned = (budget.learned(&plan) / average).min(all);
+        if budget.quick {
+            plan.learned = plan.learned.min(QUICK_LEARNED);
+        }
         if holds_text(&target.column.shape) {
-            let most = limits.remembered / if plan.runs { 16 } else { 1 };
+            let most = limits.remembered / if budget.quick { 16 } else { 1 };
             let remembered = most.min(64 * plan.bytes + (64 << 10));
             plan.remembered = (remembered / average).min(all);
         } else {
@@ -288,8 +314,7 @@ pub(crate) fn price(
         bytes += plan.learned * average;
     }
     let leaves = target.column.shape.leaves();
-    let lines = bytes * if plan.runs { 1 } else { 8 };
-    plan.log_lines = (u64::BITS - lines.leading_zeros())
+    plan.log_lines = (u64::BITS - (8 * bytes).leading_zeros())
         .saturating_sub(leaves.ilog2())
         .clamp(LEAST_LINES, MOST_LINES);
     if leaves > 1 << (MOST_LINES - plan.log_lines) {
@@ -316,11 +341,33 @@ pub(crate) fn price(
             )
         },
     )?;
+    let (mut stream, literals) = encoder.finish_both();
+    if plan.method == Method::Quick {
+        let known = known(&plan, &target.column.shape, target.base);
+        let level = limits.zstd.min(QUICK_LEVEL);
+        stream = joined(&stream, &quoted::pack(&literals, &known, level)?)?;
+    }
     Ok(Priced {
         plan,
-        stream: encoder.finish(),
+        stream,
         at_marks,
     })
+}
+
+/// A coded stream and what comes after it, and where that begins.
+fn joined(stream: &[u8], rest: &[u8]) -> Result<Vec<u8>, DatasetError> {
+    let length =
+        u32::try_from(stream.len()).map_err(|_| DatasetError::internal("too much is coded"))?;
+    Ok([&length.to_le_bytes(), stream, rest].concat())
+}
+
+/// The inverse of [`joined`].
+fn parted(stream: &[u8]) -> Result<(&[u8], &[u8]), DatasetError> {
+    let (length, rest) = stream
+        .split_first_chunk::<4>()
+        .ok_or_else(|| missing("a column"))?;
+    rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+        .ok_or_else(|| missing("a column"))
 }
 
 /// Decodes a column.
@@ -336,7 +383,8 @@ pub(crate) fn decode(
     let shape = Shape::of(ty)?;
     let fits = (LEAST_LINES..=MOST_LINES).contains(&plan.log_lines)
         && (plan.log_lines == LEAST_LINES || shape.leaves() <= 1 << (MOST_LINES - plan.log_lines));
-    if plan.method == Method::Mixed && !fits {
+    let has_model = matches!(plan.method, Method::Mixed | Method::Quick);
+    if has_model && !fits {
         return Err(DatasetError::damaged("a model is too large"));
     }
     if plan.longest > plan.bytes {
@@ -360,17 +408,18 @@ pub(crate) fn decode(
         arrays: Vec::new(),
         has: Ranked::default(),
     };
-    let (flags, parquet) = match plan.method {
-        Method::Parquet => {
-            let (length, rest) = stream
-                .split_first_chunk::<4>()
-                .ok_or_else(|| missing("a column"))?;
-            rest.split_at_checked(u32::from_le_bytes(*length) as usize)
-                .ok_or_else(|| missing("a column"))?
-        }
-        _ => (stream, &[][..]),
+    let (coded, rest) = match plan.method {
+        Method::Parquet | Method::Quick => parted(stream)?,
+        Method::Nothing | Method::Mixed => (stream, &[][..]),
     };
-    let mut decoder = Decoder::new(flags);
+    let _held = has_model.then(|| gate.take(memory_of(plan, &shape)));
+    let mut literals = Vec::new();
+    if plan.method == Method::Quick {
+        let known = known(plan, &shape, base);
+        literals = quoted::unpack(rest, &known, plan.bytes)?
+            .ok_or_else(|| DatasetError::damaged("what is put into values cannot be unpacked"))?;
+    }
+    let mut decoder = Decoder::with_literals(coded, &literals);
     let sink = match plan.method {
         Method::Nothing => rebuild(&job, &mut decoder, sink, |_, _, _| {
             Err(DatasetError::damaged(
@@ -378,7 +427,7 @@ pub(crate) fn decode(
             ))
         })?,
         Method::Parquet => {
-            let arrays = from_parquet(parquet, ty, plan)?;
+            let arrays = from_parquet(rest, ty, plan)?;
             let cells: Vec<Cells> = arrays
                 .iter()
                 .map(|array| Cells::new(array.as_ref()))
@@ -395,8 +444,7 @@ pub(crate) fn decode(
                 Ok(())
             })?
         }
-        Method::Mixed => {
-            let _held = gate.take(memory_of(plan, &shape));
+        Method::Mixed | Method::Quick => {
             let mut model = model(plan, &shape, base)?;
             let room = room(plan);
             rebuild(&job, &mut decoder, sink, |coder, expected, out| {
@@ -431,7 +479,7 @@ fn memory_of(plan: &Plan, shape: &Shape) -> u64 {
 fn room(plan: &Plan) -> Room {
     Room {
         deep: !plan.shallow,
-        runs: plan.runs,
+        quick: plan.method == Method::Quick,
         log_lines: plan.log_lines,
         history: 256 << 20,
         longest: usize::try_from(plan.longest).unwrap_or(usize::MAX).max(16),
@@ -448,7 +496,11 @@ fn model(plan: &Plan, shape: &Shape, base: Option<&Column>) -> Result<CellModel,
     room.longest = usize::MAX;
     let base_rows = base.rows();
     let count = |rows: u64| usize::try_from(rows).unwrap_or(0).min(base_rows);
-    let (learned, remembered) = (count(plan.learned), count(plan.remembered));
+    let learned = count(plan.learned);
+    let remembered = match plan.method {
+        Method::Quick => 0,
+        _ => count(plan.remembered),
+    };
     let (mut cell, mut again) = (Vec::new(), Vec::new());
     let mut is_learned = sampled(base_rows, learned).peekable();
     for row in sampled(base_rows, remembered) {
@@ -468,6 +520,21 @@ fn model(plan: &Plan, shape: &Shape, base: Option<&Column>) -> Result<CellModel,
         model.code(&mut Learn, &mut Reader::new(&cell), None, &mut again, room)?;
     }
     Ok(model)
+}
+
+/// The cells of the base's column that what is put into values may quote.
+fn known(plan: &Plan, shape: &Shape, base: Option<&Column>) -> Vec<u8> {
+    let mut known = Vec::new();
+    if let Some(base) = base.filter(|_| holds_text(shape)) {
+        let rows = usize::try_from(plan.remembered).unwrap_or(usize::MAX);
+        for row in sampled(base.rows(), rows) {
+            if known.len() >= MOST_KNOWN {
+                break;
+            }
+            base.write(row, &mut known);
+        }
+    }
+    known
 }
 
 fn holds_text(shape: &Shape) -> bool {
@@ -554,15 +621,16 @@ fn rebuild<'a, C: Coder>(
     // Without stored cells and with every cell its base's there is nothing to read.
     let none = job.plan.cells == 0;
     for item in 0..job.items.len() {
-        if none && from_base && item < job.items.kept.len() {
+        let of_base = from_base && item < job.items.kept.len();
+        let mut hit = of_base && (none || predictor.hit(coder, true));
+        if hit {
             sink.has.push(item, false);
             continue;
         }
+        // By far the fewest: only now it is looked at what the base has.
         let expects = predictor.expect(job, item)?;
-        let hit = expects && (none || predictor.hit(coder, true));
-        if hit && from_base {
-            sink.has.push(item, false);
-            continue;
+        if expects && !of_base {
+            hit = none || predictor.hit(coder, true);
         }
         sink.has.push(item, true);
         if hit {

@@ -4,7 +4,7 @@ mod code;
 mod derived;
 mod plan;
 
-pub(crate) use code::{Priced, Rebuilt, Weight, decode, encode, measure, price, weigh};
+pub(crate) use code::{Priced, Rebuilt, Weight, decode, price, weigh};
 pub(crate) use plan::{Method, Plan, Source, choose};
 
 use crate::DatasetError;
@@ -101,9 +101,9 @@ pub(crate) struct Limits {
     pub(crate) mixed: u64,
     /// Bytes of all columns' cells up to which every context is mixed; beyond that, the best few.
     pub(crate) deep: u64,
-    /// Rows of a split beyond which, where few contexts are mixed, time matters more than bytes: runs of the base's bytes are
-    /// told at once, and less of the base is looked at.
-    pub(crate) runs: usize,
+    /// Rows of a split beyond which time matters more than bytes: cells are not mixed where they have more bytes than one for
+    /// [`QUICK_SHARE`] values of the split.
+    pub(crate) quick: usize,
     /// Bytes of the base's column that the statistics are learned from, and of all of them.
     pub(crate) learned: u64,
     pub(crate) learned_in_all: u64,
@@ -113,6 +113,10 @@ pub(crate) struct Limits {
     pub(crate) zstd: i32,
 }
 
+/// A byte takes about as long to be mixed as so many values to be written to Parquet, times a few: mixing is not to be what
+/// takes the time where there is much else to do.
+const QUICK_SHARE: u64 = 32;
+
 /// The limits, and what there is to be done within them.
 pub(crate) struct Budget {
     limits: Limits,
@@ -120,14 +124,24 @@ pub(crate) struct Budget {
     pub(crate) bytes: u64,
     /// What all columns would learn, if each may.
     learned: u64,
+    /// Whether cells are told in the quickest way.
+    quick: bool,
 }
 
 impl Budget {
-    pub(crate) fn new(limits: Limits, plans: &[Plan]) -> Self {
-        let mixed = || plans.iter().filter(|plan| plan.bytes <= limits.mixed);
+    /// For the columns of a split of so many rows.
+    pub(crate) fn new<'p>(
+        limits: Limits,
+        plans: impl Iterator<Item = &'p Plan> + Clone,
+        rows: usize,
+    ) -> Self {
+        let mixed = || plans.clone().filter(|plan| plan.bytes <= limits.mixed);
+        let bytes = plans.clone().map(|plan| plan.bytes).sum();
+        let values = (rows as u64).saturating_mul(plans.clone().count() as u64);
         Self {
             limits,
-            bytes: plans.iter().map(|plan| plan.bytes).sum(),
+            bytes,
+            quick: rows > limits.quick && bytes > values / QUICK_SHARE,
             learned: mixed().map(|plan| Self::wish(limits, plan)).sum(),
         }
     }
@@ -142,6 +156,9 @@ impl Budget {
     /// Bytes that a column may learn.
     fn learned(&self, plan: &Plan) -> u64 {
         let wish = Self::wish(self.limits, plan);
+        if self.quick {
+            return wish;
+        }
         // Of much, the statistics are soon learned from itself.
         let most = self.limits.learned_in_all / if self.is_deep() { 1 } else { 4 };
         if self.learned <= most {

@@ -24,9 +24,6 @@ pub(crate) struct Plan {
     /// Whether few contexts are mixed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) shallow: bool,
-    /// Whether runs of the base's bytes are told at once.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub(crate) runs: bool,
     /// Log of the lines of the models.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(crate) log_lines: u32,
@@ -83,6 +80,8 @@ pub(crate) enum Method {
     Nothing,
     /// By context mixing, with the predicted cell and the base's column as context.
     Mixed,
+    /// By what differs from the predicted cell, and a general compressor.
+    Quick,
     /// As a Parquet file of one column.
     Parquet,
 }

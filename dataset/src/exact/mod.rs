@@ -10,7 +10,7 @@ mod pack;
 mod snappy;
 mod thrift;
 
-use std::io::{Read as _, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,6 +24,7 @@ use crate::compress::Restore;
 use crate::input::{Dataset, Format, Rows, open_file};
 use crate::manifest::{Restores, SplitEntry};
 use crate::output::hash_of;
+use crate::quoted;
 
 /// A recipe unpacked is never larger.
 const MOST: u64 = 256 << 20;
@@ -194,25 +195,8 @@ fn texts(schema: &Schema) -> Vec<u8> {
     out
 }
 
-fn failed(error: std::io::Error) -> DatasetError {
-    DatasetError::internal(format!("zstd failed: {error}"))
-}
-
-/// The least window that reaches over everything.
-fn window(bytes: u64) -> u32 {
-    (u64::BITS - bytes.max(1 << 10).leading_zeros()).min(31)
-}
-
 fn pack(recipes: &[u8], schema: &Schema) -> Result<Vec<u8>, DatasetError> {
-    let texts = texts(schema);
-    let mut encoder =
-        zstd::stream::write::Encoder::with_ref_prefix(Vec::new(), LEVEL, &texts).map_err(failed)?;
-    encoder.include_checksum(false).map_err(failed)?;
-    encoder
-        .window_log(window((texts.len() + recipes.len()) as u64))
-        .map_err(failed)?;
-    encoder.write_all(recipes).map_err(failed)?;
-    encoder.finish().map_err(failed)
+    quoted::pack(recipes, &texts(schema), LEVEL)
 }
 
 /// What [`recipes`] has packed: `length` bytes.
@@ -221,21 +205,9 @@ pub(crate) fn unpack(packed: &[u8], length: u64, schema: &Schema) -> Result<Vec<
     if length > MOST {
         return Err(damaged());
     }
-    let texts = texts(schema);
-    let mut decoder =
-        zstd::stream::read::Decoder::with_ref_prefix(packed, &texts).map_err(failed)?;
-    decoder
-        .window_log_max(window(MOST + texts.len() as u64))
-        .map_err(failed)?;
-    let mut all = Vec::new();
-    decoder
-        .take(length + 1)
-        .read_to_end(&mut all)
-        .map_err(|_| damaged())?;
-    if all.len() as u64 != length {
-        return Err(damaged());
-    }
-    Ok(all)
+    quoted::unpack(packed, &texts(schema), length)?
+        .filter(|all| all.len() as u64 == length)
+        .ok_or_else(damaged)
 }
 
 #[cfg(test)]

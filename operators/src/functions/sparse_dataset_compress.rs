@@ -36,7 +36,9 @@ static SPEC: Spec = Spec {
             "effort",
             &["fast", "default", "max"],
             None,
-            "How hard to try; the session's sparse.effort where it is not given.",
+            "How hard to try; the session's sparse.effort where it is not given. default: new values are told by mixing, in splits \
+             of more than 262144 rows only where they are few; max: by mixing, however many, at a megabyte or two of them a second, \
+             both ways.",
         ),
         Parameter::choice(
             "restore",
