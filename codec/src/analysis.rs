@@ -160,16 +160,26 @@ impl<'a> Analysis<'a> {
         effort: Effort,
         seen: &Seen<'_>,
     ) -> Result<Sample, CodecError> {
+        self.sample_by(&mut Counter::new(effort), words, effort, seen)
+    }
+
+    /// [`Self::sample`] with a counter that others were made with.
+    pub(crate) fn sample_by(
+        &self,
+        counter: &mut Counter,
+        words: usize,
+        effort: Effort,
+        seen: &Seen<'_>,
+    ) -> Result<Sample, CodecError> {
         let rows = self.geometry.rows();
         let row_bytes = self.geometry.row * self.geometry.width;
         let mut told = 0;
         let mut step = rows
             .div_ceil((words / self.geometry.row.max(1)).max(1))
             .max(1);
-        let mut counter = Counter::new(effort);
         let mut look = |number: usize| {
             let mut row = Row::default();
-            self.fill(number, &mut row, &mut counter)?;
+            self.fill(number, &mut row, counter)?;
             let start = number * row_bytes;
             // The second time through, it begins at the first row again.
             told = if start < told { start } else { told };

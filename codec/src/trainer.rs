@@ -7,7 +7,7 @@ use crate::{
     analysis::Analysis,
     lowrank::{self, LowRank},
     rc::Learner,
-    rows::Row,
+    rows::{Counter, Row},
     scales::{self, Model, UNCHANGED},
     tables::TableSet,
     train::{self, Histogram, Lengths},
@@ -90,13 +90,11 @@ fn count(samples: &[Sample], lengths: Option<&Lengths>) -> Histogram {
     samples
         .par_chunks(some)
         .map(|samples| samples.iter().fold(Histogram::new(layers), counted))
-        .reduce(
-            || Histogram::new(layers),
-            |mut all, more| {
-                all.merge(&more);
-                all
-            },
-        )
+        .reduce_with(|mut all, more| {
+            all.merge(&more);
+            all
+        })
+        .unwrap_or_else(|| Histogram::new(layers))
 }
 
 /// A tensor that tables are made for.
@@ -143,8 +141,7 @@ impl TablesTrainer {
             .map(|pair| Analysis::new(pair.target, pair.base, None))
             .collect::<Result<Vec<_>, CodecError>>()?;
         let effort = self.options.effort;
-        let sample =
-            |analysis: &Analysis<'_>| analysis.sample(sample_words(effort), effort, &|_| ());
+        let words = sample_words(effort);
         // What few models need is found out while the rows are looked at that all but those need.
         let (sought, plain) = rayon::join(
             || match effort {
@@ -157,7 +154,13 @@ impl TablesTrainer {
                 Effort::Max => Ok(analyses.iter().map(|_| None).collect()),
                 _ => analyses
                     .par_iter()
-                    .map(|analysis| analysis.base.map(|_| sample(analysis)).transpose())
+                    .map_init(
+                        || Counter::new(effort),
+                        |counter, analysis| {
+                            let sample = |_| analysis.sample_by(counter, words, effort, &|_| ());
+                            analysis.base.map(sample).transpose()
+                        },
+                    )
                     .collect::<Result<Vec<_>, CodecError>>(),
             },
         );
@@ -167,6 +170,7 @@ impl TablesTrainer {
             .zip(analyses)
             .zip(plain)
             .map(|((pair, analysis), plain)| {
+                let sample = |analysis: &Analysis<'_>| analysis.sample(words, effort, &|_| ());
                 if pair.base.is_none() {
                     return Ok((None, None));
                 }
