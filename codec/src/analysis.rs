@@ -131,20 +131,22 @@ impl<'a> Analysis<'a> {
         }
     }
 
-    /// Fills `row` with the row of this number.
-    fn fill(&self, number: usize, row: &mut Row, counter: &mut Counter) -> Result<(), CodecError> {
+    /// The words of the row of this number, and their prediction.
+    fn row(&self, number: usize) -> Result<(&'a [u8], Prediction<'a>), CodecError> {
         let g = &self.geometry;
         let words = number * g.row..g.common.min((number + 1) * g.row);
-        let prediction = self.prediction(words.clone())?;
+        let bytes = words.start * g.width..words.end * g.width;
+        let target = self.target.data.get(bytes).unwrap_or_default();
+        Ok((target, self.prediction(words)?))
+    }
+
+    /// Fills `row` with the row of this number.
+    fn fill(&self, number: usize, row: &mut Row, counter: &mut Counter) -> Result<(), CodecError> {
+        let (target, prediction) = self.row(number)?;
         let (p, classes) = (&prediction.words, &prediction.classes);
-        let target = self
-            .target
-            .data
-            .get(words.start * g.width..words.end * g.width)
-            .unwrap_or_default();
         let exponent = Exponent::of(self.target.dtype);
         let (float, mantissa) = self.numbers();
-        match g.width {
+        match self.geometry.width {
             1 => row.fill::<1>((target, p), classes, exponent, mantissa, float, counter),
             2 => row.fill::<2>((target, p), classes, exponent, mantissa, float, counter),
             4 => row.fill::<4>((target, p), classes, exponent, mantissa, float, counter),
@@ -309,20 +311,13 @@ impl<'a> Analysis<'a> {
 
     /// Looks at the row of this number.
     fn glance(&self, number: usize) -> Result<Glance, CodecError> {
-        let g = &self.geometry;
-        let words = number * g.row..g.common.min((number + 1) * g.row);
-        let prediction = self.prediction(words.clone())?.words;
-        let target = self
-            .target
-            .data
-            .get(words.start * g.width..words.end * g.width)
-            .unwrap_or_default();
+        let (target, prediction) = self.row(number)?;
         let exponent = Exponent::of(self.target.dtype);
         let (float, mantissa) = self.numbers();
-        Ok(if g.width == 2 {
-            Glance::at::<2>(target, &prediction, exponent, mantissa, float)
+        Ok(if self.geometry.width == 2 {
+            Glance::at::<2>(target, &prediction.words, exponent, mantissa, float)
         } else {
-            Glance::at::<4>(target, &prediction, exponent, mantissa, float)
+            Glance::at::<4>(target, &prediction.words, exponent, mantissa, float)
         })
     }
 
