@@ -64,6 +64,7 @@ fn encode<'a>(
     let encoders = views
         .par_iter()
         .zip(&low_ranks)
+        .with_max_len(1)
         .map(|((target, base), low_rank)| {
             TensorEncoder::watched(*target, *base, low_rank.as_ref(), &options, &|_| ())
         })
@@ -74,6 +75,7 @@ fn encode<'a>(
         .collect();
     let mut blocks = work
         .par_iter()
+        .with_max_len(1)
         .map_init(Scratch::default, |scratch, (encoder, block)| {
             let mut out = Vec::new();
             encoder.encode_block(*block, scratch, &mut out)?;
