@@ -59,7 +59,7 @@ impl Pair {
                 derivative,
             });
         };
-        let mut best = Against::load(&[counterpart], &derivative, room)?;
+        let mut best = Against::load(&[counterpart], &derivative, room, check)?;
         let mut matching = best.matching;
         let new = best.new_rows();
         let fields = describe_fields(counterpart.1.schema()?.as_ref());
@@ -72,7 +72,7 @@ impl Pair {
         // A few new rows are the usual thing; many may be another split's.
         if all.len() > 1 && new > derivative.rows / 50 && new >= 32 {
             check()?;
-            let wide = Against::load(&all, &derivative, room)?;
+            let wide = Against::load(&all, &derivative, room, check)?;
             matching += wide.matching;
             if wide.new_rows() + new / 20 < new {
                 best = wide;
@@ -120,7 +120,12 @@ struct Against {
 }
 
 impl Against {
-    fn load(splits: &[&Split], derivative: &Table, room: &Room<'_>) -> Result<Self, DatasetError> {
+    fn load(
+        splits: &[&Split],
+        derivative: &Table,
+        room: &Room<'_>,
+        check: &Check<'_>,
+    ) -> Result<Self, DatasetError> {
         let mut columns = named_alike(splits[0], &derivative.schema)?;
         let types: Vec<DataType> = (0..derivative.columns())
             .map(|column| derivative.ty(column))
@@ -133,7 +138,7 @@ impl Against {
         let shared = shared(&base, derivative, &columns)?;
         let started = Instant::now();
         Ok(Self {
-            matches: matching::find(&base, derivative, &shared)?,
+            matches: matching::find(&base, derivative, &shared, room, check)?,
             matching: started.elapsed(),
             splits: splits.iter().map(|(name, _)| name.clone()).collect(),
             base,
@@ -273,5 +278,6 @@ pub(crate) fn room(scratch: &Path, memory: u64) -> Room<'_> {
         scratch,
         held: usize::try_from(memory / 8).unwrap_or(usize::MAX),
         mapped: memory / 3,
+        joined: usize::try_from(memory / 4).unwrap_or(usize::MAX),
     }
 }

@@ -548,6 +548,7 @@ fn encode(case: u64, base: &Dataset, rows: &Arc<dyn Rows>, random: &mut Random) 
     let scratch = std::env::temp_dir();
     let room = Room {
         mapped: u64::MAX,
+        joined: 1 << 20,
         scratch: &scratch,
         // Now and then all goes to a file.
         held: if case.is_multiple_of(500) { 0 } else { 1 << 20 },
@@ -571,6 +572,7 @@ fn decode(base: &Dataset, stored: &Stored) -> Result<(SchemaRef, Vec<RecordBatch
     let scratch = std::env::temp_dir();
     let room = Room {
         mapped: u64::MAX,
+        joined: 1 << 20,
         scratch: &scratch,
         held: 1 << 20,
     };

@@ -54,6 +54,8 @@ pub(crate) struct Room<'a> {
     pub(crate) held: usize,
     /// Bytes of temporary files that may be resident, of all tables together.
     pub(crate) mapped: u64,
+    /// Bytes that the join of its rows with others may take.
+    pub(crate) joined: usize,
 }
 
 /// The plain types of a schema's columns. Refuses types that have none, or from which there is no way back.

@@ -302,7 +302,7 @@ impl Comparison<'_> {
                     shared.derivative.push(derivative.cells(at)?);
                 }
             }
-            let matches = crate::matching::find(base, derivative, &shared)?;
+            let matches = crate::matching::find(base, derivative, &shared, self.room, self.check)?;
             let mut found = matches.rows;
             for row in matches.unlike {
                 found[row as usize] = NEW;

@@ -5,6 +5,8 @@
 //! is left is matched by columns that identify rows, by the neighbours that matched, and by the words the rows share.
 
 mod exact;
+mod join;
+mod repeated;
 mod similar;
 
 use std::collections::HashMap as StdMap;
@@ -15,7 +17,8 @@ use arrow::array::Array as _;
 use rayon::prelude::*;
 
 use crate::DatasetError;
-use crate::table::{Column, Table};
+use crate::pair::Check;
+use crate::table::{Column, Room, Table};
 
 /// No base row: a new one.
 pub(crate) const NEW: u32 = u32::MAX;
@@ -84,6 +87,8 @@ pub(crate) fn find(
     base: &Table,
     derivative: &Table,
     shared: &Shared,
+    room: &Room<'_>,
+    check: &Check<'_>,
 ) -> Result<Matches, DatasetError> {
     let count = shared.base.len();
     if count == 0 || base.rows == 0 || derivative.rows == 0 {
@@ -118,7 +123,7 @@ pub(crate) fn find(
             );
         }
     }
-    let mut found = exact::join(base_sums, sums_of_derivative);
+    let mut found = exact::join(base_sums, sums_of_derivative, room, check)?;
     let mut used = vec![false; base.rows];
     for &row in found.iter().filter(|&&row| row != NEW) {
         used[row as usize] = true;
